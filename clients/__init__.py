@@ -1,0 +1,1 @@
+"""Trains: partitions the data, runs the local objective block by block."""

@@ -1,0 +1,81 @@
+"""What one node hosts: its clients, their data, and how a stage trains them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+
+import torch
+
+from clients.partitions import Partition, partition
+from clients.trainer import ClientData, Training
+from shared_models.arrays import roles_of
+from shared_models.config import Config, TrainStage
+from shared_models.datasets.dataset import Dataset
+from shared_models.datasets.load import load_task_data
+from shared_models.messages import Hello
+from shared_models.optimizers import Optimizer, clip_by_norm, sgd
+from shared_models.task import Task
+from shared_models.tasks import load_task
+
+_REPORTED = ("wildflower", "torch", "numpy", "flwr")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A node's clients. `shared`: a simulation worker that can train any client of the population."""
+
+    config: Config
+    task: Task
+    dataset: Dataset
+    partition: Partition
+    client_ids: tuple[int, ...]
+    shared: bool
+
+    def hello(self) -> Hello:
+        """Returns the node's answer to "who are you"."""
+        sizes = dict(
+            zip(self.partition.client_ids.tolist(), self.partition.sizes().tolist(), strict=True)
+        )
+        return Hello(
+            self.client_ids,
+            tuple(sizes[client_id] for client_id in self.client_ids),
+            self.shared,
+            self.dataset.digest(),
+            {name: importlib.metadata.version(name) for name in _REPORTED},
+        )
+
+    def data_of(self, client_id: int) -> ClientData:
+        """Returns one client's examples as model input."""
+        own = self.partition.indices(client_id)
+        split = self.dataset.train
+        return ClientData(self.task.input.prepare(split.x[own]), split.y[own])
+
+    def training(self, stage_name: str) -> Training:
+        """Returns how the clients of a stage train."""
+        stage = self.config.stage(stage_name)
+        return Training(
+            objective=self.task.objective(self.task, local_optimizer(stage)),
+            roles=roles_of(self.task.model()),
+            seed=self.config.seed,
+            epochs=stage.local_epochs,
+            batch_size=stage.batch_size,
+            max_update_norm=stage.max_update_norm,
+            dtype=getattr(torch, self.config.plan.dtype),
+        )
+
+
+def open_host(config: Config, place: int | None = None, places: int = 1) -> Host:
+    """Loads the node's data. `place` of `places` nodes hosts every `places`-th client, None any."""
+    task = load_task(config.task)
+    dataset = load_task_data(task, config.data.name, config.data.root)
+    whole = partition(dataset.train, config.data, config.seed)
+    ids = tuple(whole.client_ids.tolist())
+    hosted = ids if place is None else ids[place::places]
+    return Host(config, task, dataset, whole, hosted, shared=place is None)
+
+
+def local_optimizer(stage: TrainStage) -> Optimizer:
+    """Returns the optimiser that a stage's clients use."""
+    plain = sgd(stage.local_learning_rate)
+    return plain if stage.local_clip_norm is None else clip_by_norm(stage.local_clip_norm, plain)

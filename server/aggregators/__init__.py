@@ -1,0 +1,19 @@
+"""How the updates of a round become one: folded as they arrive, memory O(model)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared_models.arrays import Arrays
+from shared_models.partial import Partial
+
+
+@dataclass(frozen=True)
+class Aggregator:
+    """`finish(add(add(init(), partial), partial))` is the aggregate of each named sum."""
+
+    init: Callable[[], Any]
+    add: Callable[[Any, Partial], Any]
+    finish: Callable[[Any], Mapping[str, Arrays]]

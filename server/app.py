@@ -1,0 +1,122 @@
+"""The ServerApp: Flower's grid on one side, the coordinator's `Transport` on the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from server.events import Observer
+from server.plain import print_event
+from server.run import Transport, learn, open_run
+from server.run_folder import next_run_folder
+from shared_models.config import BUILTIN, parse_config
+from shared_models.errors import RoundError, UpdateError
+from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
+from shared_models.wire import (
+    HELLO,
+    TRAIN_BLOCK,
+    decode_hello,
+    decode_partial,
+    encode_arrays,
+    encode_request,
+)
+
+_NODES_TIMEOUT_S = 60.0
+
+
+def make_app(observe: Observer = print_event) -> ServerApp:
+    """Returns a ServerApp that runs the learning stages and tells `observe` about it."""
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        torch.set_num_threads(1)  # as in the workers: one engine may not sum in another order
+        settings = context.run_config
+        config = parse_config(str(settings.get("config") or BUILTIN), "run config")
+        out = str(settings.get("out") or next_run_folder(Path("runs"), config.name))
+        folder = open_run(config, Path(out), resume=bool(settings.get("resume")))
+        learn(config, folder, make_transport(grid), observe)
+
+    return server_app
+
+
+def make_transport(grid: Grid) -> Transport:
+    """Returns the coordinator's view of a grid."""
+    nodes = _wait_for_nodes(grid)
+
+    def hello() -> Mapping[int, Hello]:
+        questions = [Message(RecordDict(), node, HELLO) for node in nodes]
+        answers = grid.send_and_receive(questions)
+        return {answer.metadata.src_node_id: _hello(answer) for answer in answers}
+
+    def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
+        asked = list(requests)
+        answers = grid.send_and_receive(_messages(asked, nodes))
+        return _in_order(len(asked), answers)
+
+    return Transport(hello, send)
+
+
+def _wait_for_nodes(grid: Grid) -> tuple[int, ...]:
+    deadline = time.monotonic() + _NODES_TIMEOUT_S
+    while not (nodes := tuple(grid.get_node_ids())):
+        if time.monotonic() > deadline:
+            raise RoundError(f"no node connected within {_NODES_TIMEOUT_S:.0f} s; start clients")
+        time.sleep(0.5)
+    return nodes
+
+
+def _hello(answer: Message) -> Hello:
+    if answer.has_error():
+        raise RoundError(f"node {answer.metadata.src_node_id} did not answer: {_reason(answer)}")
+    try:
+        return decode_hello(answer.content)
+    except UpdateError as error:
+        raise RoundError(f"node {answer.metadata.src_node_id}: {error}") from None
+
+
+def _messages(requests: list[BlockRequest], nodes: tuple[int, ...]) -> Iterator[Message]:
+    """Yields one message per request; a block that any node may train goes round the nodes."""
+    encoded: tuple[object, ArrayRecord] | None = None
+    for place, request in enumerate(requests):
+        if encoded is None or encoded[0] is not request.params:
+            encoded = (request.params, encode_arrays(request.params))
+        node = nodes[place % len(nodes)] if request.node is None else request.node
+        content = encode_request(request, encoded[1])
+        yield Message(content, node, TRAIN_BLOCK, group_id=str(place))
+
+
+def _in_order(count: int, answers: Iterable[Message]) -> Iterator[Reply]:
+    """Yields a reply per request, in request order, holding back those that come early.
+
+    Flower copies a message's group id into its reply, errors included: it is the request's place.
+    """
+    early: dict[str, Message] = {}
+    waiting = iter(answers)
+    for place in range(count):
+        key = str(place)
+        while key not in early and (answer := next(waiting, None)) is not None:
+            early.setdefault(answer.metadata.group_id, answer)
+        yield _reply(early.pop(key)) if key in early else BlockFailure("no reply came")
+
+
+def _reply(answer: Message) -> Reply:
+    if answer.has_error():
+        return BlockFailure(_reason(answer))
+    try:
+        return decode_partial(answer.content)
+    except UpdateError as error:
+        return BlockFailure(str(error))
+
+
+def _reason(answer: Message) -> str:
+    lines = (answer.error.reason or "").strip().splitlines()
+    return lines[-1] if lines else f"Flower error {answer.error.code}"
+
+
+app = make_app()

@@ -1,0 +1,103 @@
+"""Checkpoints: one safetensors file a round, whole or not there, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from server.records import RoundRecord, record_from_json
+from server.state import ServerState
+from shared_models.arrays import Arrays, digest, load_arrays, serialize
+from shared_models.errors import CheckpointError
+from shared_models.files import write_atomic
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after a round, the round's record, and who there was and who took part."""
+
+    state: ServerState
+    record: RoundRecord
+    population: tuple[int, ...]
+    cohort: tuple[int, ...]
+
+
+def save_checkpoint(folder: Path, stage_number: int, checkpoint: Checkpoint, keep: int) -> None:
+    """Writes the checkpoint atomically, then removes all but the last `keep`."""
+    state = checkpoint.state
+    arrays = _flatten(checkpoint)
+    metadata = {
+        "state": json.dumps({"stage": state.stage, "round": state.round}),
+        "record": checkpoint.record.to_json(),
+        "sha256": digest(arrays),
+    }
+    path = folder / f"{stage_number:02d}-{state.stage}-{state.round:06d}.safetensors"
+    write_atomic(path, serialize(arrays, metadata))
+    for old in checkpoint_files(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """Returns the checkpoints of a run, oldest first."""
+    return sorted(folder.glob("[0-9]*.safetensors"))
+
+
+def load_latest(folder: Path, notice: Callable[[str], None]) -> Checkpoint | None:
+    """Returns the newest whole checkpoint, or None when there is none.
+
+    A damaged one is passed over, and `notice` is told; when all are damaged that is an error.
+    """
+    files = checkpoint_files(folder)
+    for path in reversed(files):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            notice(f"{error}; going back to the checkpoint before it")
+    if files:
+        raise CheckpointError(f"{folder}: every checkpoint is damaged; start the run anew")
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads one checkpoint; raises `CheckpointError` when it is damaged."""
+    arrays = load_arrays(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if metadata.get("sha256") != digest(arrays):
+        raise CheckpointError(f"{path}: damaged: its arrays do not match its checksum")
+    try:
+        about = json.loads(metadata["state"])
+        record = record_from_json(metadata["record"])
+        state = ServerState(
+            about["stage"], about["round"], _under("params", arrays), _optimizer(arrays)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from None
+    population, cohort = (arrays[f"clients.{name}"].tolist() for name in ("population", "cohort"))
+    return Checkpoint(state, record, tuple(population), tuple(cohort))
+
+
+def _flatten(checkpoint: Checkpoint) -> Arrays:
+    state = checkpoint.state
+    arrays = {f"params.{name}": tensor for name, tensor in state.params.items()}
+    for slot, own in state.optimizer.items():
+        arrays |= {f"optimizer.{slot}.{name}": tensor for name, tensor in own.items()}
+    arrays["clients.population"] = torch.tensor(checkpoint.population, dtype=torch.int64)
+    arrays["clients.cohort"] = torch.tensor(checkpoint.cohort, dtype=torch.int64)
+    return arrays
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    own = f"{prefix}."
+    return {name.removeprefix(own): t for name, t in arrays.items() if name.startswith(own)}
+
+
+def _optimizer(arrays: Arrays) -> dict[str, Arrays]:
+    flat = _under("optimizer", arrays)
+    slots = sorted({name.partition(".")[0] for name in flat})
+    return {slot: _under(slot, flat) for slot in slots}

@@ -1,0 +1,85 @@
+"""Central evaluation, on the server's device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from shared_models.arrays import Arrays
+from shared_models.config import Config
+from shared_models.datasets.dataset import Split
+from shared_models.datasets.load import check_fit, load_dataset, load_task_data
+from shared_models.errors import InputError
+from shared_models.task import Task
+
+Evaluator: TypeAlias = Callable[[Arrays], dict[str, float]]
+
+
+def evaluation_split(config: Config, task: Task) -> Split | None:
+    """Returns the examples to evaluate on, or None; `InputError` when the dataset has no test split."""
+    asked = config.evaluate.data
+    if asked == "none":
+        return None
+    if asked != "test":
+        split = load_dataset(asked).train
+        check_fit(task, asked, split)
+        return split
+    dataset = load_task_data(task, config.data.name, config.data.root)
+    if dataset.test is None:
+        raise InputError(
+            f"evaluate.data: dataset {dataset.name!r} has no test split (x_test, y_test); "
+            "give evaluate.data a path to an .npz, or 'none'"
+        )
+    return dataset.test
+
+
+def pick_device(asked: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
+    """Returns the device asked for; `auto` prefers cuda, then mps. `InputError` if it is not there."""
+    there = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if asked == "auto":
+        return torch.device(next(name for name, found in there.items() if found))
+    if not there[asked]:
+        raise InputError(f"evaluate.device: {asked!r} is not available on this machine; use 'auto'")
+    return torch.device(asked)
+
+
+def make_evaluator(
+    task: Task, split: Split, device: torch.device, batch_size: int
+) -> Evaluator:
+    """Returns a function from weights to `loss` and the task's metrics, means over all examples."""
+    model = task.model().eval().to(device)
+
+    @torch.inference_mode()
+    def evaluate(params: Arrays) -> dict[str, float]:
+        weights = {name: tensor.to(device) for name, tensor in params.items()}
+        totals: dict[str, float] = {}
+        for start in range(0, len(split), batch_size):
+            index = np.arange(start, min(start + batch_size, len(split)))
+            for name, value in _totals(task, model, weights, split, index, device).items():
+                totals[name] = totals.get(name, 0.0) + value
+        return {name: total / len(split) for name, total in totals.items()}
+
+    return evaluate
+
+
+def _totals(
+    task: Task,
+    model: torch.nn.Module,
+    weights: Arrays,
+    split: Split,
+    index: np.ndarray[tuple[int], np.dtype[np.int64]],
+    device: torch.device,
+) -> dict[str, float]:
+    x = torch.from_numpy(task.input.prepare(split.x[index])).to(device)
+    y = torch.from_numpy(split.y[index]).to(device)
+    floating = next(iter(weights.values())).dtype
+    outputs = task.apply(model, weights, x.to(floating) if x.is_floating_point() else x)
+    totals = {name: float(values.sum()) for name, values in task.metrics(outputs, y).items()}
+    return {"loss": float(task.loss(outputs, y)) * len(index), **totals}

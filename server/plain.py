@@ -1,0 +1,42 @@
+"""Events as plain lines: what a log file, or a terminal that is none, gets to see."""
+
+from __future__ import annotations
+
+from server.events import BlockFinished, Event, Notice, RoundFinished, StageStarted
+from server.records import RoundRecord
+
+
+def print_event(event: Event) -> None:
+    """Prints one line per stage and per round."""
+    line = describe(event)
+    if line:
+        print(line, flush=True)
+
+
+def describe(event: Event) -> str:
+    """Returns the line for an event, empty for those that are too small to tell."""
+    if isinstance(event, StageStarted):
+        resumed = f", going on after round {event.done}" if event.done else ""
+        return (
+            f"{event.stage}: {event.rounds} rounds, "
+            f"{event.clients_per_round} of {event.clients} clients each{resumed}"
+        )
+    if isinstance(event, RoundFinished):
+        return describe_round(event.record)
+    if isinstance(event, Notice):
+        return f"note: {event.text}"
+    assert isinstance(event, BlockFinished)
+    return ""
+
+
+def describe_round(record: RoundRecord) -> str:
+    """Returns e.g. `train 3: 10/10 clients, loss 1.234, accuracy 0.8120, 1.1 s`."""
+    parts = [f"{record.clients_aggregated}/{record.clients_selected} clients"]
+    if record.train_loss is not None:
+        parts.append(f"train loss {record.train_loss:.4f}")
+    parts += [f"{name} {value:.4f}" for name, value in (record.eval or {}).items()]
+    parts.append(f"{record.seconds.total:.1f} s")
+    failures = [f"client {f.client_id} {f.status}: {f.reason}" for f in record.failures[:3]]
+    more = len(record.failures) - len(failures)
+    parts += failures + ([f"and {more} more failed"] if more > 0 else [])
+    return f"{record.stage} {record.round}: " + ", ".join(parts)

@@ -1,0 +1,59 @@
+"""What happened in a round: one line of `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that did not count, and why."""
+
+    client_id: int
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where a round's time went. `checkpoint` is None in the copy inside the checkpoint itself."""
+
+    total: float
+    train: float
+    aggregate: float
+    evaluate: float
+    checkpoint: float | None = None
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """The record of one round; `time` is seconds since the epoch, `rss_mb` the server process."""
+
+    stage: str
+    round: int
+    clients_selected: int
+    clients_aggregated: int
+    clients_failed: int
+    failures: tuple[Failure, ...]
+    train_loss: float | None
+    eval: Mapping[str, float] | None
+    seconds: Seconds
+    bytes_down: int
+    bytes_up: int
+    rss_mb: float
+    time: float
+
+    def to_json(self) -> str:
+        """Returns the record as one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def record_from_json(line: str) -> RoundRecord:
+    """Reads what `to_json` wrote; raises ValueError, TypeError or KeyError on anything else."""
+    values: dict[str, Any] = json.loads(line)
+    values["failures"] = tuple(Failure(**failure) for failure in values["failures"])
+    values["seconds"] = Seconds(**values["seconds"])
+    return RoundRecord(**values)

@@ -1,0 +1,145 @@
+"""A run's learning stages: from a config to final weights in a run folder, resumable at any round."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from server.checkpoints import Checkpoint, load_latest, save_checkpoint
+from server.coordinator import (
+    RoundResult,
+    StageRun,
+    begin_stage,
+    in_dtype,
+    make_stage_run,
+    run_round,
+)
+from server.evaluation import Evaluator, evaluation_split, make_evaluator, pick_device
+from server.events import Notice, Observer, RoundFinished, StageStarted
+from server.manifest import make_manifest
+from server.population import Population, merge_hellos
+from server.run_folder import RunFolder
+from server.summary import summarize
+from shared_models.arrays import Arrays, roles_of, save_arrays
+from shared_models.config import Config, TrainStage
+from shared_models.errors import CheckpointError
+from shared_models.files import write_json
+from shared_models.messages import Hello, Send
+from shared_models.task import Task, parameter_count
+from shared_models.tasks import load_task
+
+
+@dataclass(frozen=True)
+class Transport:
+    """How the coordinator reaches clients: ask who is there, send blocks."""
+
+    hello: Callable[[], Mapping[int, Hello]]
+    send: Send
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same over the stages of a run."""
+
+    config: Config
+    folder: RunFolder
+    transport: Transport
+    observe: Observer
+    task: Task
+    evaluate: Evaluator | None
+
+
+def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
+    """Returns a new run folder, or with `resume` the one that holds this very run."""
+    folder = RunFolder(path)
+    if resume and path.exists():
+        folder.require_same(config)
+    else:
+        folder.create(config)
+    return folder
+
+
+def learn(config: Config, folder: RunFolder, transport: Transport, observe: Observer) -> None:
+    """Runs the learning stages, going on from the newest checkpoint, and writes what they made."""
+    began = time.time()
+    task = load_task(config.task)
+    run = Run(config, folder, transport, observe, task, _evaluator(config, task))
+    latest = load_latest(folder.checkpoints, lambda text: observe(Notice(text)))
+    if latest is None:
+        folder.restart_metrics()
+    else:
+        folder.complete_metrics(latest.record)
+    rounds_before = len(folder.records())
+    save_arrays(folder.model_file, _run_stages(run, latest))
+    folder.update_summary(
+        **summarize(config, folder.records(), rounds_before),
+        params=parameter_count(task),
+        clients=folder.manifest()["population"]["clients"],
+        total_s=time.time() - began,
+    )
+
+
+def _evaluator(config: Config, task: Task) -> Evaluator | None:
+    split = evaluation_split(config, task)
+    if split is None:
+        return None
+    device = pick_device(config.evaluate.device)
+    return make_evaluator(task, split, device, config.evaluate.batch_size)
+
+
+def _run_stages(run: Run, latest: Checkpoint | None) -> Arrays:
+    stages = run.config.learning_stages
+    params = in_dtype(run.task.build(run.config.seed), getattr(torch, run.config.plan.dtype))
+    first = 0 if latest is None else [s.name for s in stages].index(latest.state.stage)
+    for number, stage in enumerate(stages[first:], start=first):
+        # Only the first of these stages can be the one that the checkpoint is about.
+        params = _run_stage(run, number, stage, params, latest if number == first else None)
+        save_arrays(run.folder.stage_file(stage.name), params)
+    return params
+
+
+def _run_stage(
+    run: Run, number: int, stage: TrainStage, params: Arrays, latest: Checkpoint | None
+) -> Arrays:
+    population = merge_hellos(run.transport.hello())
+    write_json(run.folder.manifest_file, make_manifest(run.config, population))
+    roles = roles_of(run.task.model())
+    stage_run = make_stage_run(run.config, stage, roles, population, run.evaluate)
+    state = begin_stage(stage_run, params)
+    if latest is not None:
+        _require_same_population(latest, population)
+        state = latest.state
+    asked = min(stage.clients_per_round, len(population))
+    run.observe(StageStarted(stage.name, stage.rounds, state.round, len(population), asked))
+    while state.round < stage.rounds:
+        result = run_round(stage_run, state, run.transport.send, run.observe)
+        _commit(run, number, stage_run, result)
+        state = result.state
+    return state.params
+
+
+def _commit(run: Run, number: int, stage_run: StageRun, result: RoundResult) -> None:
+    """Makes a round last: first the checkpoint with its record, then the line, then the news."""
+    began = time.perf_counter()
+    clients = stage_run.population.client_ids
+    checkpoint = Checkpoint(result.state, result.record, clients, result.cohort)
+    save_checkpoint(run.folder.checkpoints, number, checkpoint, run.config.keep_checkpoints)
+    took = time.perf_counter() - began
+    seconds = result.record.seconds
+    record = replace(
+        result.record, seconds=replace(seconds, checkpoint=took, total=seconds.total + took)
+    )
+    run.folder.append(record)
+    run.observe(RoundFinished(record))
+
+
+def _require_same_population(latest: Checkpoint, population: Population) -> None:
+    if latest.population != population.client_ids:
+        raise CheckpointError(
+            f"the population changed: the checkpoint has {len(latest.population)} clients, "
+            f"now there are {len(population)}; resume with the same data, or start a new run"
+        )

@@ -1,0 +1,147 @@
+"""The run folder: what somebody can open and understand afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.records import RoundRecord, record_from_json
+from shared_models.config import Config, parse_config, to_toml
+from shared_models.errors import CheckpointError, InputError
+from shared_models.files import write_atomic, write_json
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths in a run folder, and how its files are written and read."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config: running it does the run again."""
+        return self.path / "config.toml"
+
+    @property
+    def manifest_file(self) -> Path:
+        """Versions, machine, plan, data hashes."""
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One line per round."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The last rounds' checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model_file(self) -> Path:
+        """The final weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def summary_file(self) -> Path:
+        """What a script wants to know at the end."""
+        return self.path / "summary.json"
+
+    @property
+    def export(self) -> Path:
+        """Artefacts and the reference they are compared with."""
+        return self.path / "export"
+
+    def stage_file(self, stage: str) -> Path:
+        """The weights at the end of a stage."""
+        return self.path / f"{stage}.safetensors"
+
+    def create(self, config: Config) -> None:
+        """Makes a new run folder; `InputError` when it holds something or cannot be written."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise InputError(
+                f"{self.path}: already exists; choose another --out, or add --resume to continue it"
+            )
+        try:
+            self.checkpoints.mkdir(parents=True)
+            write_atomic(self.config_file, to_toml(config).encode())
+        except PermissionError:
+            raise InputError(f"{self.path}: no permission to write there; choose another --out") from None
+
+    def require_same(self, config: Config) -> None:
+        """Raises `InputError` unless the folder holds a run of exactly this config."""
+        mine, theirs = self.config().model_dump(), config.model_dump()
+        for key in mine:
+            if mine[key] != theirs[key]:
+                raise InputError(
+                    f"{self.path}: holds a run whose {key!r} differs from this config; "
+                    f"resume it as `wildflower simulate {self.path} --resume`, or choose another --out"
+                )
+
+    def config(self) -> Config:
+        """Returns the run's config; `InputError` when the folder is not a run folder."""
+        if not self.config_file.is_file():
+            raise InputError(f"{self.path}: not a run folder: there is no config.toml in it")
+        return parse_config(self.config_file.read_text(), str(self.config_file))
+
+    def manifest(self) -> dict[str, Any]:
+        """Returns `manifest.json`."""
+        found: dict[str, Any] = json.loads(self.manifest_file.read_text())
+        return found
+
+    def append(self, record: RoundRecord) -> None:
+        """Adds a line to `metrics.jsonl` and flushes it."""
+        with self.metrics_file.open("a") as file:
+            file.write(record.to_json() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def records(self) -> list[RoundRecord]:
+        """Returns the rounds so far; a torn last line is passed over."""
+        if not self.metrics_file.exists():
+            return []
+        lines = self.metrics_file.read_text().splitlines(keepends=True)
+        whole = lines if not lines or lines[-1].endswith("\n") else lines[:-1]
+        try:
+            return [record_from_json(line) for line in whole]
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{self.metrics_file}: damaged: {error}") from None
+
+    def complete_metrics(self, last: RoundRecord) -> None:
+        """Makes `metrics.jsonl` end with the checkpoint's round: adds it, or drops what is later."""
+        records = self.records()
+        keys = [(record.stage, record.round) for record in records]
+        own = (last.stage, last.round)
+        kept = records[: keys.index(own) + 1] if own in keys else [*records, last]
+        text = "".join(record.to_json() + "\n" for record in kept)
+        write_atomic(self.metrics_file, text.encode())
+
+    def restart_metrics(self) -> None:
+        """Empties `metrics.jsonl`: nothing that it told is in a checkpoint."""
+        self.metrics_file.unlink(missing_ok=True)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns `summary.json`, or an empty dict while the run has not finished."""
+        if not self.summary_file.exists():
+            return {}
+        found: dict[str, Any] = json.loads(self.summary_file.read_text())
+        return found
+
+    def update_summary(self, **entries: Any) -> None:
+        """Adds entries to `summary.json`, atomically."""
+        write_json(self.summary_file, {**self.summary(), **entries})
+
+
+def next_run_folder(runs: Path, name: str) -> Path:
+    """Returns `runs/<name>-<n>` with the first n that is free.
+
+    >>> next_run_folder(Path("/nonexistent"), "mnist").name
+    'mnist-1'
+    """
+    number = 1
+    while (runs / f"{name}-{number}").exists():
+        number += 1
+    return runs / f"{name}-{number}"

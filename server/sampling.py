@@ -1,0 +1,48 @@
+"""Who trains in a round, and with whom: pure functions of seed, stage, round and population."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+
+from shared_models.randomness import generator
+
+Blocks = tuple[tuple[int | None, tuple[int, ...]], ...]
+
+
+def sample_cohort(
+    client_ids: Sequence[int], size: int, seed: int, stage: str, round_number: int
+) -> tuple[int, ...]:
+    """Returns `size` clients drawn without replacement (all, if there are fewer), sorted.
+
+    >>> sample_cohort(range(100), 3, seed=0, stage="train", round_number=1) == sample_cohort(
+    ...     range(100), 3, seed=0, stage="train", round_number=1)
+    True
+    """
+    if size >= len(client_ids):
+        return tuple(sorted(client_ids))
+    rng = generator(seed, stage, round_number, "cohort")
+    chosen = rng.choice(len(client_ids), size=size, replace=False)
+    return tuple(sorted(client_ids[place] for place in chosen.tolist()))
+
+
+def cut_blocks(
+    cohort: Sequence[int], block_size: int, node_of: Mapping[int, int] | None = None
+) -> Blocks:
+    """Returns the block map: `(node, client_ids)` in the order in which partials are folded.
+
+    Where any node may train any client (`node_of` None) the sorted cohort is cut to size. On a
+    fleet each node's clients are; nodes are ordered by their smallest client id, because Flower's
+    node ids differ from run to run.
+    """
+    if node_of is None:
+        return tuple((None, block) for block in _cut(cohort, block_size))
+    by_node = sorted(cohort, key=lambda client_id: node_of[client_id])
+    groups = [tuple(ids) for _, ids in groupby(by_node, key=lambda client_id: node_of[client_id])]
+    return tuple(
+        (node_of[block[0]], block) for ids in sorted(groups) for block in _cut(ids, block_size)
+    )
+
+
+def _cut(ids: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
+    return (tuple(ids[start : start + size]) for start in range(0, len(ids), size))

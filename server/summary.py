@@ -1,0 +1,61 @@
+"""What a script wants to know at the end of a run."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+
+from server.records import RoundRecord
+from shared_models.config import Config
+
+
+def summarize(config: Config, records: Sequence[RoundRecord], before: int) -> dict[str, Any]:
+    """Returns the summary of the learning stages; the first `before` records are another session's."""
+    return {
+        "status": "trained",
+        "name": config.name,
+        "task": config.task,
+        "seed": config.seed,
+        "stages": [
+            summarize_stage(stage.name, [r for r in records if r.stage == stage.name])
+            for stage in config.learning_stages
+        ],
+        "startup_s": _startup_s(records[before:]),
+        "peak_rss_mb": peak_rss_mb(),
+    }
+
+
+def summarize_stage(name: str, records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """Returns a stage's rounds, final evaluation and speed; the first round's warm-up is left out."""
+    last = records[-1]
+    # A run of one round has only its warm-up to tell.
+    timed = records[1:] or records
+    seconds = sum(record.seconds.total for record in timed)
+    return {
+        "name": name,
+        "kind": "train",
+        "rounds": last.round,
+        "eval": last.eval,
+        "train_loss": last.train_loss,
+        "clients_failed": sum(record.clients_failed for record in records),
+        "clients_per_second": sum(record.clients_aggregated for record in timed) / seconds,
+        "seconds": sum(record.seconds.total for record in records),
+    }
+
+
+def _startup_s(records: Sequence[RoundRecord]) -> float | None:
+    """Returns the seconds from the start of this process to the first client, None if none trained."""
+    if not records:
+        return None
+    began = records[0].time - records[0].seconds.total
+    return max(0.0, began - psutil.Process().create_time())
+
+
+def peak_rss_mb() -> float:
+    """Returns the largest resident size that this process had, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

@@ -1,0 +1,301 @@
+"""A run's config: TOML in, frozen values out. Wrong input is one line that names file and key.
+
+Numbers are prefixed by where they act (`local_`, `server_`) and suffixed by their unit.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from shared_models.errors import ConfigError, did_you_mean
+
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+
+# What Flower's bundle runs when nobody gives it a config: the smallest thing that is a real run.
+BUILTIN = """
+name = "digits"
+task = "digits-cnn"
+
+[data]
+partition = "iid"
+clients = 20
+
+[[stages]]
+name = "train"
+kind = "train"
+rounds = 3
+clients_per_round = 10
+local_learning_rate = 0.1
+"""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(_Table):
+    """Which examples there are and who owns them."""
+
+    name: str | None = None
+    """A dataset of `wildflower data list` or a path to an `.npz`; absent: the task's own."""
+    root: str | None = None
+    """A folder with files that you already have, instead of the download."""
+    partition: Literal["iid", "shards", "dirichlet", "natural"] = "iid"
+    clients: Count | None = None
+    """How many clients; absent for `natural`, where the data says so."""
+    shards_per_client: Count = 2
+    """For `shards`: how many label-sorted shards each client gets."""
+    alpha: Positive = 0.5
+    """For `dirichlet`: small is skewed, large is even."""
+    max_examples_per_client: Count | None = None
+    """Each client keeps at most this many of its examples."""
+
+    @model_validator(mode="after")
+    def _clients_fit_partition(self) -> Self:
+        natural = self.partition == "natural"
+        if natural and self.clients is not None:
+            raise ValueError("clients: contradicts partition 'natural', where the data says so")
+        if not natural and self.clients is None:
+            raise ValueError(f"clients: is missing; partition {self.partition!r} needs a number")
+        return self
+
+
+class Evaluate(_Table):
+    """What the server measures between rounds."""
+
+    data: str = "test"
+    """`test` (the dataset's test split), a path to an `.npz`, or `none`."""
+    every: Count = 1
+    """Evaluate every n rounds, and after the last."""
+    batch_size: Count = 500
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+
+class Plan(_Table):
+    """How blocks are trained; part of what makes two runs bit-equal."""
+
+    trainer: Literal["loop"] = "loop"
+    block_size: Count = 10
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+class TrainStage(_Table):
+    """Supervised federated training."""
+
+    name: Name
+    kind: Literal["train"]
+    rounds: Count
+    clients_per_round: Count
+    local_epochs: Count = 1
+    batch_size: Count = 10
+    local_learning_rate: Positive
+    local_clip_norm: Positive | None = None
+    """Bound on the Euclidean norm of each local gradient; absent: no clipping."""
+    server_optimizer: Literal["sgd", "momentum"] = "sgd"
+    server_learning_rate: Positive = 1.0
+    server_momentum: Fraction | None = None
+    """For server_optimizer 'momentum'; 0.9 if absent."""
+    max_update_norm: Positive = 1000.0
+    """An update with a larger Euclidean norm is refused."""
+
+    @model_validator(mode="after")
+    def _momentum_fits_optimizer(self) -> Self:
+        if self.server_momentum is not None and self.server_optimizer != "momentum":
+            raise ValueError(
+                f"server_momentum: contradicts server_optimizer {self.server_optimizer!r}"
+            )
+        return self
+
+
+class ExportStage(_Table):
+    """Quantized files for edge devices, measured against the torch model."""
+
+    name: Name = "export"
+    kind: Literal["export"] = "export"
+    formats: tuple[Literal["onnx", "tflite"], ...] = ("onnx", "tflite")
+    quantize: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    max_accuracy_drop: Fraction = 0.01
+    calibration_examples: Count = 200
+    """Training examples that set the activation ranges of full int8."""
+    test_examples: Count = 10_000
+    """At most this many test examples are run through each file."""
+    latency_runs: Count = 200
+
+
+Stage: TypeAlias = TrainStage | ExportStage
+_KINDS: dict[str, type[TrainStage | ExportStage]] = {"train": TrainStage, "export": ExportStage}
+
+
+class Config(_Table):
+    """One run: what is trained, on what, in which stages."""
+
+    name: Name = "run"
+    seed: Annotated[int, Field(ge=0)] = 0
+    task: str
+    engine: Literal["inline"] = "inline"
+    keep_checkpoints: Count = 2
+    data: Data
+    evaluate: Evaluate = Evaluate()
+    plan: Plan = Plan()
+    stages: Annotated[
+        tuple[Annotated[Stage, Field(discriminator="kind")], ...], Field(min_length=1)
+    ]
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"stages: the name {name!r} is used twice")
+        kinds = [stage.kind for stage in self.stages]
+        if kinds[0] == "export":
+            raise ValueError("stages: an export stage needs a train stage before it")
+        if "train" in kinds[kinds.index("export") if "export" in kinds else len(kinds) :]:
+            raise ValueError("stages: export stages come after all that learn")
+        return self
+
+    @property
+    def learning_stages(self) -> tuple[TrainStage, ...]:
+        """The stages that the server runs, in order."""
+        return tuple(stage for stage in self.stages if isinstance(stage, TrainStage))
+
+    @property
+    def export_stages(self) -> tuple[ExportStage, ...]:
+        """The stages that follow on the finished run folder."""
+        return tuple(stage for stage in self.stages if isinstance(stage, ExportStage))
+
+    def stage(self, name: str) -> TrainStage:
+        """Returns a learning stage by name."""
+        return next(stage for stage in self.learning_stages if stage.name == name)
+
+
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a TOML file; its stem is the run's name if it has none. Raises `ConfigError`."""
+    if path.is_dir():
+        path = path / "config.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    return parse_config(text, source=str(path), name=path.stem, overrides=overrides)
+
+
+def parse_config(
+    text: str, source: str, name: str = "run", overrides: Sequence[str] = ()
+) -> Config:
+    """Parses TOML text; `overrides` are `key.path=value`, a stage is addressed by its name."""
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    for override in overrides:
+        _apply(values, override)
+    if "name" not in values:
+        values["name"] = name
+    return _validate(values, source)
+
+
+def to_toml(config: Config) -> str:
+    """Returns the resolved config as TOML: defaults filled in, reading it gives an equal config."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"-s {override}: expected key=value, e.g. -s stages.train.rounds=3")
+    *path, last = [part.strip() for part in key.split(".")]
+    table: Any = values
+    for part in path:
+        table = _descend(table, part, override)
+    if not isinstance(table, dict):
+        raise ConfigError(f"-s {override}: {'.'.join(path)} is not a table")
+    table[last] = _scalar(text.strip())
+
+
+def _descend(table: Any, part: str, override: str) -> Any:
+    if isinstance(table, list):
+        named = {stage.get("name"): stage for stage in table if isinstance(stage, dict)}
+        if part not in named:
+            names = [name for name in named if isinstance(name, str)]
+            raise ConfigError(f"-s {override}: no stage {part!r}; {did_you_mean(part, names)}")
+        return named[part]
+    if not isinstance(table, dict):
+        raise ConfigError(f"-s {override}: {part!r} is inside a value, not a table")
+    return table.setdefault(part, {})
+
+
+def _scalar(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # a bare word is a string, so nobody has to quote quotes in a shell
+
+
+def _validate(values: dict[str, Any], source: str) -> Config:
+    try:
+        return Config.model_validate_json(_json(values))
+    except ValidationError as error:
+        problems = error.errors()
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        # An unknown key explains a missing one, so it is told first.
+        first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
+        raise ConfigError(f"{source}: {_explain(first, values)}{more}") from None
+
+
+def _json(values: dict[str, Any]) -> str:
+    # JSON mode lets strict types accept what TOML can say (a list where a tuple is meant).
+    return json.dumps(values, default=str)
+
+
+def _explain(problem: Any, values: Mapping[str, Any]) -> str:
+    location = list(problem["loc"])
+    if len(location) > 2 and location[0] == "stages":
+        del location[2]  # pydantic puts the kind of the stage there
+    key = _key(location, values)
+    kind, given = problem["type"], problem["input"]
+    if kind == "extra_forbidden":
+        return f"unknown key {key!r}; {did_you_mean(str(location[-1]), _valid_keys(location, values))}"
+    if kind == "missing":
+        return f"key {key!r} is missing"
+    if kind == "value_error":
+        return ".".join(filter(None, (key, str(problem["ctx"]["error"]))))
+    if kind.startswith("union_tag"):
+        kinds = ", ".join(_KINDS)
+        return f"key {key + '.kind'!r} must be one of: {kinds}"
+    message = problem["msg"].removeprefix("Input should be ")
+    return f"key {key!r} must be {message}, got {given!r}"
+
+
+def _key(location: Iterable[Any], values: Mapping[str, Any]) -> str:
+    parts: list[str] = []
+    for part in location:
+        if isinstance(part, int) and parts == ["stages"]:
+            stage = values["stages"][part]
+            name = stage.get("name") if isinstance(stage, Mapping) else None
+            parts.append(str(name or part))
+        else:
+            parts.append(str(part))
+    return ".".join(parts)
+
+
+def _valid_keys(location: Sequence[Any], values: Mapping[str, Any]) -> Iterable[str]:
+    if len(location) == 1:
+        return Config.model_fields
+    if location[0] == "stages":
+        kind = values["stages"][location[1]]["kind"]
+        return _KINDS[kind].model_fields
+    tables: dict[str, type[_Table]] = {"data": Data, "evaluate": Evaluate, "plan": Plan}
+    return tables[str(location[0])].model_fields

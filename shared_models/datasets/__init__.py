@@ -1,0 +1,1 @@
+"""Real data: what there is, where it comes from, how it is read and split."""

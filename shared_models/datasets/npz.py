@@ -1,0 +1,69 @@
+"""Bring your own: an `.npz` with `x`, `y` and, if you like, `client_id`, `x_test`, `y_test`."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared_models.datasets.dataset import Dataset, Split
+from shared_models.errors import InputError
+
+
+def read_npz(path: Path) -> Dataset:
+    """Reads a user's own dataset; raises `InputError` that names the file and the array."""
+    arrays = _load(path)
+    train = _split(path, arrays, "x", "y", arrays.get("client_id"))
+    has_test = "x_test" in arrays or "y_test" in arrays
+    test = _split(path, arrays, "x_test", "y_test", None) if has_test else None
+    return Dataset(path.name, train, test)
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
+        raise InputError(f"{path}: not an .npz of plain arrays: {error}") from None
+
+
+def _split(
+    path: Path,
+    arrays: Mapping[str, NDArray[Any]],
+    x_name: str,
+    y_name: str,
+    client_id: NDArray[Any] | None,
+) -> Split:
+    for name in (x_name, y_name):
+        if name not in arrays:
+            raise InputError(f"{path}: has no array {name!r} (found: {', '.join(arrays) or 'none'})")
+    x, y = arrays[x_name], arrays[y_name]
+    _check_examples(path, x_name, x)
+    return Split(
+        x,
+        _integers(path, y_name, y, len(x)),
+        None if client_id is None else _integers(path, "client_id", client_id, len(x)),
+    )
+
+
+def _check_examples(path: Path, name: str, x: NDArray[Any]) -> None:
+    if x.ndim < 1 or len(x) == 0 or x.dtype.kind not in "fiub":
+        raise InputError(f"{path}: {name!r} must be a non-empty array of numbers, got {x.dtype}")
+    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise InputError(f"{path}: {name!r} holds NaN or infinite values")
+
+
+def _integers(path: Path, name: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
+    if values.shape != (length,) or values.dtype.kind not in "iu":
+        raise InputError(
+            f"{path}: {name!r} must be {length} integers, got {values.dtype} {values.shape}"
+        )
+    if len(values) and values.min() < 0:
+        raise InputError(f"{path}: {name!r} holds negative values")
+    return values.astype(np.int64)

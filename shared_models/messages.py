@@ -1,0 +1,49 @@
+"""What server and nodes say to each other, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from shared_models.arrays import Arrays
+from shared_models.partial import Partial
+
+
+@dataclass(frozen=True)
+class Hello:
+    """A node's answer to "who are you": which clients it hosts, on which data, with what versions.
+
+    `shared` nodes (simulation workers) can each train any of the listed clients; otherwise the
+    clients are the node's own. `examples` are counts, in the order of `client_ids`.
+    """
+
+    client_ids: tuple[int, ...]
+    examples: tuple[int, ...]
+    shared: bool
+    data_sha256: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class BlockRequest:
+    """Train these clients, in this order, from these weights; `node` None means any node."""
+
+    stage: str
+    round: int
+    block: int
+    client_ids: tuple[int, ...]
+    params: Arrays
+    node: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockFailure:
+    """A block that did not come back, and why."""
+
+    reason: str
+
+
+Reply: TypeAlias = Partial | BlockFailure
+Send: TypeAlias = Callable[[Iterable[BlockRequest]], Iterator[Reply]]
+"""Carries requests to clients; replies come lazily, one per request, in request order."""

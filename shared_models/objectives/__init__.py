@@ -1,0 +1,49 @@
+"""What a client does with its data: three pure functions over named arrays.
+
+The plain loop calls them one client at a time; a vectorised trainer maps them over many. All
+randomness is drawn outside `step`, by `draw`, and passed in as `noise`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from shared_models.arrays import Arrays
+
+Noise: TypeAlias = dict[str, Tensor]
+Metrics: TypeAlias = dict[str, Tensor]
+ClientState: TypeAlias = dict[str, Arrays]
+Sums: TypeAlias = dict[str, Arrays]
+
+
+class Batch(NamedTuple):
+    """Some examples of one client: `x` of shape `(n, *input.shape)`, `y` of shape `(n, ...)`."""
+
+    x: Tensor
+    y: Tensor
+
+
+def no_noise(_: np.random.Generator, __: Batch) -> Noise:
+    """Draws nothing: for models without dropout or other noise."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Local training of one client.
+
+    * `begin(server_arrays, client_state) -> local`: `local` is any nest of dicts, tuples, tensors.
+    * `step(local, batch, noise) -> (local, metrics)`: one batch; metrics are means over the batch.
+    * `end(local) -> (sums, client_state)`: sums by name (`delta`, `stats`), each "add me".
+    * `draw(generator, batch) -> noise`: what `step` will need.
+    """
+
+    begin: Callable[[Arrays, ClientState], Any]
+    step: Callable[[Any, Batch, Noise], tuple[Any, Metrics]]
+    end: Callable[[Any], tuple[Sums, ClientState]]
+    draw: Callable[[np.random.Generator, Batch], Noise] = no_noise

@@ -1,0 +1,56 @@
+"""Supervised local training: minimise a loss over labelled batches.
+
+McMahan et al., "Communication-efficient learning of deep networks from decentralized data",
+AISTATS 2017, Algorithm 1, ClientUpdate.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.func import functional_call, grad_and_value
+
+from shared_models.arrays import Arrays, add, roles_of, subtract, with_role
+from shared_models.objectives import Batch, ClientState, Metrics, Noise, Objective, Sums
+from shared_models.optimizers import Optimizer, OptimizerState
+from shared_models.task import Task
+
+
+class Local(NamedTuple):
+    """A client in training: where it started, where it is."""
+
+    start: Arrays
+    params: Arrays
+    buffers: Arrays
+    optimizer: OptimizerState
+
+
+def supervised(task: Task, optimizer: Optimizer) -> Objective:
+    """Returns the objective that trains `task` with `optimizer`; sums are `delta` and `stats`."""
+    model = task.make_model().train()
+    roles = roles_of(model)
+
+    def loss_of(params: Arrays, buffers: Arrays, batch: Batch) -> tuple[Tensor, Arrays]:
+        # BatchNorm writes its statistics in place: it gets its own copy, returned as a value.
+        updated = {name: tensor.clone() for name, tensor in buffers.items()}
+        outputs = functional_call(model, {**params, **updated}, (batch.x,))
+        return task.loss(outputs, batch.y), updated
+
+    def begin(server: Arrays, _: ClientState) -> Local:
+        params = with_role(server, roles, "trainable")
+        buffers = {name: tensor for name, tensor in server.items() if name not in params}
+        return Local(server, params, buffers, optimizer.init(params))
+
+    def step(local: Local, batch: Batch, _: Noise) -> tuple[Local, Metrics]:
+        gradient, (loss, buffers) = grad_and_value(loss_of, has_aux=True)(
+            local.params, local.buffers, batch
+        )
+        change, state = optimizer.update(gradient, local.optimizer)
+        return Local(local.start, add(local.params, change), buffers, state), {"loss": loss}
+
+    def end(local: Local) -> tuple[Sums, ClientState]:
+        stats = with_role(local.buffers, roles, "averaged")
+        return {"delta": subtract(local.params, local.start), "stats": stats}, {}
+
+    return Objective(begin, step, end)

@@ -1,0 +1,52 @@
+"""What comes back from a block of clients: named sums and a row per client.
+
+A partial is a value with laws: partials of one round merge in block order, the empty one is
+neutral, and scaling every weight changes no mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from shared_models.arrays import Arrays, size_bytes
+
+Status: TypeAlias = Literal["ok", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """`sum_i weight_i * arrays_i` and `sum_i weight_i`."""
+
+    arrays: Arrays
+    weight: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one client: `refused` had a bad update, `failed` had none."""
+
+    client_id: int
+    examples: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    status: Status = "ok"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """The result of one block."""
+
+    sums: Mapping[str, Sum]
+    rows: tuple[Row, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes its sums take on the way up."""
+        return sum(size_bytes(part.arrays) for part in self.sums.values())
+
+
+def failed_rows(client_ids: tuple[int, ...], reason: str) -> tuple[Row, ...]:
+    """Returns a row for every client of a block that did not come back at all."""
+    return tuple(Row(client_id, 0, {}, "failed", reason) for client_id in client_ids)

@@ -1,0 +1,31 @@
+"""The tasks by name. Nothing here imports torch before a task is asked for."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from shared_models.errors import InputError, did_you_mean
+
+if TYPE_CHECKING:
+    from shared_models.task import Task
+
+# name -> module:attribute
+TASKS = {
+    "digits-cnn": "shared_models.tasks.images:DIGITS_CNN",
+    "fashion-cnn": "shared_models.tasks.images:FASHION_CNN",
+    "mnist-2nn": "shared_models.tasks.images:MNIST_2NN",
+    "mnist-cnn": "shared_models.tasks.images:MNIST_CNN",
+    "mnist-cnn-mcmahan": "shared_models.tasks.images:MNIST_CNN_MCMAHAN",
+    "shakespeare-lstm": "shared_models.tasks.sequences:SHAKESPEARE_LSTM",
+    "watch-lstm": "shared_models.tasks.sequences:WATCH_LSTM",
+}
+
+
+def load_task(name: str) -> Task:
+    """Returns a task by name; raises `InputError` that names the nearest one when there is none."""
+    if name not in TASKS:
+        raise InputError(f"task {name!r} does not exist; {did_you_mean(name, TASKS)}")
+    module, attribute = TASKS[name].split(":")
+    task: Task = getattr(importlib.import_module(module), attribute)
+    return task

@@ -1,0 +1,28 @@
+"""What all classification tasks share: the loss, the metrics, the objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from shared_models.datasets.catalog import CATALOG
+from shared_models.inputs import InputSpec
+from shared_models.objectives.supervised import supervised
+from shared_models.task import Task
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    """Returns 1.0 for every example whose largest logit is the right one, else 0.0."""
+    return {"accuracy": (outputs.argmax(dim=1) == targets).float()}
+
+
+def classification(
+    name: str, dataset: str, inputs: InputSpec, make_model: Callable[[], nn.Module]
+) -> Task:
+    """Returns the task of telling the labels of `dataset` apart."""
+    labels = CATALOG[dataset].labels
+    return Task(
+        name, dataset, inputs, labels, make_model, supervised, cross_entropy, accuracy
+    )

@@ -1,0 +1,23 @@
+"""Sequence classification: exercises from a wrist sensor, the next character of a play."""
+
+from __future__ import annotations
+
+from shared_models.datasets.shakespeare import ALPHABET, WINDOW
+from shared_models.inputs import InputSpec
+from shared_models.models.lstm import NextCharacterLstm, SensorLstm
+from shared_models.tasks.classification import classification
+
+# Per-channel scale (3 accelerometer, 3 gyroscope axes), rounded from subjects 1-8.
+_WATCH = InputSpec(
+    shape=(100, 6),
+    mean=(0.0, 0.38, -0.14, 0.0, 0.0, 0.0),
+    std=(0.93, 0.5, 0.55, 1.0, 2.6, 1.1),
+)
+
+WATCH_LSTM = classification("watch-lstm", "watch", _WATCH, lambda: SensorLstm(6, 64, 7))
+SHAKESPEARE_LSTM = classification(
+    "shakespeare-lstm",
+    "shakespeare",
+    InputSpec(shape=(WINDOW,), dtype="int64"),
+    lambda: NextCharacterLstm(len(ALPHABET)),
+)

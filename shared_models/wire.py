@@ -1,0 +1,163 @@
+"""Our values as Flower records and back. Decoding returns a value or raises `UpdateError`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from shared_models.arrays import Arrays
+from shared_models.errors import UpdateError
+from shared_models.messages import BlockRequest, Hello
+from shared_models.partial import Partial, Row, Status, Sum
+
+HELLO = "query.hello"
+TRAIN_BLOCK = "train.block"
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_STATUSES: tuple[Status, ...] = ("ok", "refused", "failed")
+
+
+def encode_arrays(arrays: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Returns named arrays as Flower's record, in `numpy.save` format."""
+    return ArrayRecord({name: Array(tensor.cpu().numpy()) for name, tensor in arrays.items()})
+
+
+def decode_arrays(record: ArrayRecord) -> Arrays:
+    """Returns the arrays of a record; nothing in it is unpickled."""
+    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+
+
+def encode_hello(hello: Hello) -> RecordDict:
+    """Returns a node's answer as records."""
+    about: dict[str, Any] = {
+        "client_ids": list(hello.client_ids),
+        "examples": list(hello.examples),
+        "shared": hello.shared,
+        "data_sha256": hello.data_sha256,
+    }
+    return RecordDict({"hello": ConfigRecord(about), "versions": ConfigRecord({**hello.versions})})
+
+
+def encode_request(request: BlockRequest, params: ArrayRecord) -> RecordDict:
+    """Returns a request as records; `params` is encoded once a round and shared by all blocks."""
+    about: dict[str, Any] = {
+        "stage": request.stage,
+        "round": request.round,
+        "block": request.block,
+        "client_ids": list(request.client_ids),
+    }
+    return RecordDict({"request": ConfigRecord(about), "params": params})
+
+
+def encode_partial(partial: Partial) -> RecordDict:
+    """Returns a partial as records: one of arrays per named sum, one of columns for the rows."""
+    rows = partial.rows
+    columns: dict[str, Any] = {
+        "client_id": [row.client_id for row in rows],
+        "examples": [row.examples for row in rows],
+        "status": [row.status for row in rows],
+        "reason": [row.reason for row in rows],
+    }
+    for name in sorted({name for row in rows for name in row.metrics}):
+        columns[f"metric.{name}"] = [row.metrics.get(name, float("nan")) for row in rows]
+    weights = {name: part.weight for name, part in partial.sums.items()}
+    records = {f"sum.{name}": encode_arrays(part.arrays) for name, part in partial.sums.items()}
+    return RecordDict({"rows": ConfigRecord(columns), "weights": ConfigRecord(weights), **records})
+
+
+def _decoder(decode: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Turns whatever a malformed message makes Python raise into our own error."""
+
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return decode(*args, **kwargs)
+        except UpdateError:
+            raise
+        except Exception as error:
+            raise UpdateError(f"malformed message: {type(error).__name__}: {error}") from None
+
+    return wrapped
+
+
+@_decoder
+def decode_hello(content: RecordDict) -> Hello:
+    """Returns a node's answer; raises `UpdateError` when it is malformed."""
+    about, versions = content.config_records["hello"], content.config_records["versions"]
+    client_ids, examples = _integers(about, "client_ids"), _integers(about, "examples")
+    if len(client_ids) != len(examples):
+        raise UpdateError(f"hello names {len(client_ids)} clients and {len(examples)} counts")
+    return Hello(
+        client_ids,
+        examples,
+        bool(about["shared"]),
+        str(about["data_sha256"]),
+        {name: str(version) for name, version in versions.items()},
+    )
+
+
+@_decoder
+def decode_request(content: RecordDict) -> BlockRequest:
+    """Returns a request; raises `UpdateError` when it is malformed."""
+    about = content.config_records["request"]
+    return BlockRequest(
+        str(about["stage"]),
+        _integer(about["round"]),
+        _integer(about["block"]),
+        _integers(about, "client_ids"),
+        decode_arrays(content.array_records["params"]),
+    )
+
+
+@_decoder
+def decode_partial(content: RecordDict) -> Partial:
+    """Returns a partial; raises `UpdateError` when it is malformed."""
+    weights = content.config_records["weights"]
+    sums = {
+        name: Sum(decode_arrays(content.array_records[f"sum.{name}"]), _number(weight))
+        for name, weight in weights.items()
+    }
+    return Partial(sums, tuple(_rows(content.config_records["rows"])))
+
+
+def _rows(columns: ConfigRecord) -> Iterable[Row]:
+    client_ids, examples = _integers(columns, "client_id"), _integers(columns, "examples")
+    metrics = {
+        name.removeprefix("metric."): [_number(value) for value in _listed(columns, name)]
+        for name in columns
+        if name.startswith("metric.")
+    }
+    states = zip(_listed(columns, "status"), _listed(columns, "reason"), strict=True)
+    for place, (client_id, count, (status, reason)) in enumerate(
+        zip(client_ids, examples, states, strict=True)
+    ):
+        if status not in _STATUSES:
+            raise UpdateError(f"client {client_id}: unknown status {status!r}")
+        own = {name: values[place] for name, values in metrics.items()}
+        yield Row(client_id, count, own, status, str(reason))
+
+
+def _listed(record: ConfigRecord, key: str) -> list[Any]:
+    values = record[key]
+    if not isinstance(values, list):
+        raise UpdateError(f"{key}: expected a list, got {type(values).__name__}")
+    return values
+
+
+def _integers(record: ConfigRecord, key: str) -> tuple[int, ...]:
+    return tuple(_integer(value) for value in _listed(record, key))
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UpdateError(f"expected an integer, got {value!r}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise UpdateError(f"expected a number, got {value!r}")
+    return float(value)
