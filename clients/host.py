@@ -24,7 +24,7 @@ _REPORTED = ("wildflower", "torch", "numpy", "flwr")
 
 @dataclass(frozen=True)
 class Host:
-    """A node's clients. `shared`: a simulation worker that can train any client of the population."""
+    """A node's clients; `shared` is a simulation worker, which can train any client there is."""
 
     config: Config
     task: Task

@@ -36,7 +36,7 @@ class Partition:
         return np.diff(self.bounds)
 
     def indices(self, client_id: int) -> Indices:
-        """Returns the positions of a client's examples; raises `InputError` for an unknown client."""
+        """Returns the positions of a client's examples; `InputError` for an unknown client."""
         place = int(np.searchsorted(self.client_ids, client_id))
         if place == len(self) or self.client_ids[place] != client_id:
             raise InputError(f"client {client_id} does not exist; there are {len(self)} clients")
@@ -44,7 +44,7 @@ class Partition:
 
 
 def partition(split: Split, data: Data, seed: int) -> Partition:
-    """Returns the partition that `data` asks for; raises `InputError` when the split cannot give it."""
+    """Returns the partition that `data` asks for; `InputError` when the split cannot give it."""
     whole = _partition(split, data, seed)
     limit = data.max_examples_per_client
     return whole if limit is None else at_most(whole, limit, seed)
@@ -152,6 +152,4 @@ def label_counts(
     split: Split, whole: Partition, labels: int, client_ids: Sequence[int]
 ) -> NDArray[np.int64]:
     """Returns how many examples of each label the clients own: `(len(client_ids), labels)`."""
-    return np.stack(
-        [np.bincount(split.y[whole.indices(k)], minlength=labels) for k in client_ids]
-    )
+    return np.stack([np.bincount(split.y[whole.indices(k)], minlength=labels) for k in client_ids])

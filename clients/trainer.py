@@ -1,4 +1,4 @@
-"""The plain block trainer: one client after another. Slow, readable, the reference for all others."""
+"""The plain block trainer: one client after another. Slow, readable, the reference for others."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _train_and_check(
 def train_client(
     training: Training, request: BlockRequest, server: Arrays, client_id: int, data: ClientData
 ) -> tuple[Sums, dict[str, float]]:
-    """Runs one client's local epochs; returns its sums and the mean of each metric over examples."""
+    """Runs one client's local epochs; returns its sums and each metric's mean over examples."""
     objective = training.objective
     rng = generator(training.seed, request.stage, request.round, client_id, "local")
     local = objective.begin(server, {})
@@ -117,5 +117,5 @@ def batches(data: ClientData, training: Training, rng: np.random.Generator) -> I
     y = torch.from_numpy(data.y)
     for _ in range(training.epochs):
         order = torch.from_numpy(rng.permutation(len(y)))
-        for index in order.split(training.batch_size):
+        for index in torch.split(order, training.batch_size):
             yield Batch(x[index], y[index])

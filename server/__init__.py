@@ -1,1 +1,1 @@
-"""Coordinates: samples cohorts, aggregates, steps the server optimiser, evaluates, keeps the run folder."""
+"""Coordinates: samples, aggregates, steps the server optimiser, evaluates, keeps the run folder."""

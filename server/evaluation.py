@@ -19,7 +19,7 @@ Evaluator: TypeAlias = Callable[[Arrays], dict[str, float]]
 
 
 def evaluation_split(config: Config, task: Task) -> Split | None:
-    """Returns the examples to evaluate on, or None; `InputError` when the dataset has no test split."""
+    """Returns the examples to evaluate on, or None; `InputError` when there is no test split."""
     asked = config.evaluate.data
     if asked == "none":
         return None
@@ -37,7 +37,7 @@ def evaluation_split(config: Config, task: Task) -> Split | None:
 
 
 def pick_device(asked: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
-    """Returns the device asked for; `auto` prefers cuda, then mps. `InputError` if it is not there."""
+    """Returns the device asked for (`auto`: cuda, mps, cpu); `InputError` if it is not there."""
     there = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),
@@ -50,39 +50,31 @@ def pick_device(asked: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
     return torch.device(asked)
 
 
-def make_evaluator(
-    task: Task, split: Split, device: torch.device, batch_size: int
-) -> Evaluator:
+def make_evaluator(task: Task, split: Split, device: torch.device, batch_size: int) -> Evaluator:
     """Returns a function from weights to `loss` and the task's metrics, means over all examples."""
     model = task.model().eval().to(device)
 
     @torch.inference_mode()
     def evaluate(params: Arrays) -> dict[str, float]:
         weights = {name: _to(device, tensor) for name, tensor in params.items()}
+        dtype = next(iter(weights.values())).dtype
         totals: dict[str, float] = {}
         for start in range(0, len(split), batch_size):
             index = np.arange(start, min(start + batch_size, len(split)))
-            for name, value in _totals(task, model, weights, split, index, device).items():
+            x = _to(device, torch.from_numpy(task.input.prepare(split.x[index])))
+            y = torch.from_numpy(split.y[index]).to(device)
+            outputs = task.apply(model, weights, x.to(dtype) if x.is_floating_point() else x)
+            for name, value in _totals(task, outputs, y).items():
                 totals[name] = totals.get(name, 0.0) + value
         return {name: total / len(split) for name, total in totals.items()}
 
     return evaluate
 
 
-def _totals(
-    task: Task,
-    model: torch.nn.Module,
-    weights: Arrays,
-    split: Split,
-    index: np.ndarray[tuple[int], np.dtype[np.int64]],
-    device: torch.device,
-) -> dict[str, float]:
-    x = _to(device, torch.from_numpy(task.input.prepare(split.x[index])))
-    y = torch.from_numpy(split.y[index]).to(device)
-    floating = next(iter(weights.values())).dtype
-    outputs = task.apply(model, weights, x.to(floating) if x.is_floating_point() else x)
-    totals = {name: float(values.sum()) for name, values in task.metrics(outputs, y).items()}
-    return {"loss": float(task.loss(outputs, y)) * len(index), **totals}
+def _totals(task: Task, outputs: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
+    metrics = task.metrics(outputs, y)
+    loss = float(task.loss(outputs, y)) * len(y)
+    return {"loss": loss, **{name: float(values.sum()) for name, values in metrics.items()}}
 
 
 def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:

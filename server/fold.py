@@ -61,7 +61,9 @@ def check_partial(partial: Partial, request: BlockRequest, expected: Expected) -
     weight = sum(row.examples for row in partial.rows if row.status == "ok")
     for name, part in partial.sums.items():
         if part.weight != weight:
-            raise UpdateError(f"{name}: weight is {part.weight}, its clients have {weight} examples")
+            raise UpdateError(
+                f"{name}: weight is {part.weight}, its clients have {weight} examples"
+            )
     if weight == 0:
         return
     means = {name: scaled(part.arrays, 1 / weight) for name, part in partial.sums.items()}

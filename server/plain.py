@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.events import BlockFinished, Event, Notice, RoundFinished, StageStarted
+from server.events import Event, Notice, RoundFinished, StageStarted
 from server.records import RoundRecord
 
 
@@ -23,10 +23,7 @@ def describe(event: Event) -> str:
         )
     if isinstance(event, RoundFinished):
         return describe_round(event.record)
-    if isinstance(event, Notice):
-        return f"note: {event.text}"
-    assert isinstance(event, BlockFinished)
-    return ""
+    return f"note: {event.text}" if isinstance(event, Notice) else ""
 
 
 def describe_round(record: RoundRecord) -> str:

@@ -1,4 +1,4 @@
-"""A run's learning stages: from a config to final weights in a run folder, resumable at any round."""
+"""A run's learning stages: from a config to final weights in a folder, resumable at any round."""
 
 from __future__ import annotations
 

@@ -69,7 +69,9 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True)
             write_atomic(self.config_file, to_toml(config).encode())
         except PermissionError:
-            raise InputError(f"{self.path}: no permission to write there; choose another --out") from None
+            raise InputError(
+                f"{self.path}: no permission to write there; choose another --out"
+            ) from None
 
     def require_same(self, config: Config) -> None:
         """Raises `InputError` unless the folder holds a run of exactly this config."""
@@ -77,8 +79,8 @@ class RunFolder:
         for key in mine:
             if mine[key] != theirs[key]:
                 raise InputError(
-                    f"{self.path}: holds a run whose {key!r} differs from this config; "
-                    f"resume it as `wildflower simulate {self.path} --resume`, or choose another --out"
+                    f"{self.path}: holds a run whose {key!r} differs from this config; resume it "
+                    f"with `wildflower simulate {self.path} --resume`, or choose another --out"
                 )
 
     def config(self) -> Config:
@@ -111,7 +113,7 @@ class RunFolder:
             raise CheckpointError(f"{self.metrics_file}: damaged: {error}") from None
 
     def complete_metrics(self, last: RoundRecord) -> None:
-        """Makes `metrics.jsonl` end with the checkpoint's round: adds it, or drops what is later."""
+        """Makes `metrics.jsonl` end with the checkpoint's round: adds it, drops what is later."""
         records = self.records()
         keys = [(record.stage, record.round) for record in records]
         own = (last.stage, last.round)

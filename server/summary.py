@@ -14,7 +14,7 @@ from shared_models.config import Config
 
 
 def summarize(config: Config, records: Sequence[RoundRecord], before: int) -> dict[str, Any]:
-    """Returns the summary of the learning stages; the first `before` records are another session's."""
+    """Returns the learning stages' summary; the first `before` records are another session's."""
     return {
         "status": "trained",
         "name": config.name,
@@ -30,7 +30,7 @@ def summarize(config: Config, records: Sequence[RoundRecord], before: int) -> di
 
 
 def summarize_stage(name: str, records: Sequence[RoundRecord]) -> dict[str, Any]:
-    """Returns a stage's rounds, final evaluation and speed; the first round's warm-up is left out."""
+    """Returns a stage's rounds, final evaluation and speed without the first round's warm-up."""
     last = records[-1]
     # A run of one round has only its warm-up to tell.
     timed = records[1:] or records
@@ -48,7 +48,7 @@ def summarize_stage(name: str, records: Sequence[RoundRecord]) -> dict[str, Any]
 
 
 def _startup_s(records: Sequence[RoundRecord]) -> float | None:
-    """Returns the seconds from the start of this process to the first client, None if none trained."""
+    """Returns the seconds from this process's start to its first round, None if it had none."""
     if not records:
         return None
     began = records[0].time - records[0].seconds.total

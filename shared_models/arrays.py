@@ -3,7 +3,7 @@
 A model's state is a mapping from name (`<part>.<rest>`) to tensor. Every array has a role:
 
 * trainable: parameters; their delta is summed, checked and goes through the server optimiser.
-* averaged: float running statistics (BatchNorm); weighted mean only, never optimiser, norm or noise.
+* averaged: float running statistics (BatchNorm); weighted mean only, no optimiser, norm, noise.
 * carried: integer buffers (counters); the server's value stays and is never sent up.
 """
 
@@ -28,12 +28,13 @@ Role: TypeAlias = Literal["trainable", "averaged", "carried"]
 def roles_of(model: nn.Module) -> dict[str, Role]:
     """Returns the role of every array in `model.state_dict()`."""
     trainable = {name for name, _ in model.named_parameters()}
-    return {name: _role(name in trainable, tensor) for name, tensor in model.state_dict().items()}
+    return {
+        name: "trainable" if name in trainable else _role_of_buffer(tensor)
+        for name, tensor in model.state_dict().items()
+    }
 
 
-def _role(is_parameter: bool, tensor: Tensor) -> Role:
-    if is_parameter:
-        return "trainable"
+def _role_of_buffer(tensor: Tensor) -> Role:
     return "averaged" if tensor.is_floating_point() else "carried"
 
 
@@ -66,7 +67,7 @@ def cast(arrays: Mapping[str, Tensor], dtype: torch.dtype) -> Arrays:
 
 
 def global_norm(arrays: Mapping[str, Tensor]) -> Tensor:
-    """Returns the Euclidean norm over all arrays together, a scalar tensor (0 when there are none)."""
+    """Returns the Euclidean norm over all arrays together, a scalar (0 when there are none)."""
     norms = [torch.linalg.vector_norm(tensor) for tensor in arrays.values()]
     return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
 

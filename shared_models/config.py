@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -133,6 +133,7 @@ class ExportStage(_Table):
     latency_runs: Count = 200
 
 
+_T = TypeVar("_T", bound=_Table)
 Stage: TypeAlias = TrainStage | ExportStage
 _KINDS: dict[str, type[TrainStage | ExportStage]] = {"train": TrainStage, "export": ExportStage}
 
@@ -203,9 +204,10 @@ def parse_config(
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
     for override in overrides:
         _apply(values, override)
+    _make_paths_absolute(values)
     if "name" not in values:
         values["name"] = name
-    return _validate(values, source)
+    return _checked(Config, values, source)
 
 
 def to_toml(config: Config) -> str:
@@ -245,9 +247,32 @@ def _scalar(text: str) -> Any:
         return text  # a bare word is a string, so nobody has to quote quotes in a shell
 
 
-def _validate(values: dict[str, Any], source: str) -> Config:
+def _make_paths_absolute(values: dict[str, Any]) -> None:
+    """The run folder's config must mean the same from every working directory."""
+    for table, key in (("data", "root"), ("data", "name"), ("evaluate", "data")):
+        own = values.get(table)
+        given = own.get(key) if isinstance(own, dict) else None
+        if isinstance(own, dict) and isinstance(given, str) and _is_path(key, given):
+            own[key] = str(Path(given).absolute())
+
+
+def _is_path(key: str, given: str) -> bool:
+    return key == "root" or given.endswith(".npz")
+
+
+def parse_data(values: dict[str, Any]) -> Data:
+    """Returns a data table from options; raises `ConfigError` that names the option."""
+    return _checked(Data, values, "options")
+
+
+def parse_export(base: ExportStage, changes: dict[str, Any]) -> ExportStage:
+    """Returns an export stage with some keys changed; raises `ConfigError` that names the key."""
+    return _checked(ExportStage, {**base.model_dump(), **changes}, "options")
+
+
+def _checked(model: type[_T], values: dict[str, Any], source: str) -> _T:
     try:
-        return Config.model_validate_json(_json(values))
+        return model.model_validate_json(_json(values))
     except ValidationError as error:
         problems = error.errors()
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -268,7 +293,9 @@ def _explain(problem: Any, values: Mapping[str, Any]) -> str:
     key = _key(location, values)
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
-        return f"unknown key {key!r}; {did_you_mean(str(location[-1]), _valid_keys(location, values))}"
+        return (
+            f"unknown key {key!r}; {did_you_mean(str(location[-1]), _valid_keys(location, values))}"
+        )
     if kind == "missing":
         return f"key {key!r} is missing"
     if kind == "value_error":

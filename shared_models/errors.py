@@ -7,7 +7,8 @@
     ├── UpdateError          a client's update or a partial is refused
     ├── RoundError           a round has no usable update
     ├── CheckpointError      a checkpoint cannot be read or written
-    └── ExportError          an artefact cannot be made, or failed its gate
+    ├── ExportError          an artefact cannot be made, or failed its gate
+    └── Interrupted          the user stopped it                       exit code 130
 
 A message is one line that names the file, key or client, what was expected and what came.
 """
@@ -52,6 +53,12 @@ class CheckpointError(WildflowerError):
 
 class ExportError(WildflowerError):
     """An artefact cannot be made, or failed its gate."""
+
+
+class Interrupted(WildflowerError):
+    """The user stopped it; the message says how to go on."""
+
+    exit_code = 130
 
 
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:

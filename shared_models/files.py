@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` so that a crash leaves the old file or the new one, never a torn one.
+    """Writes `content` to `path`: a crash leaves the old file or the new one, never a torn one.
 
     Raises OSError (full disk, no permission) with the old file untouched and nothing left behind.
     """

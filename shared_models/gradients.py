@@ -15,14 +15,14 @@ Loss = Callable[[Arrays], tuple[Tensor, Aux]]
 
 
 class Gradient(Protocol):
-    """`gradient(loss_of, params) -> (gradient, loss, aux)` where `loss_of(params) -> (loss, aux)`."""
+    """`gradient(loss_of, params) -> (gradient, loss, aux)`; `loss_of(params) -> (loss, aux)`."""
 
     def __call__(self, loss_of: Loss[Aux], params: Arrays, /) -> tuple[Arrays, Tensor, Aux]:
         """Returns the gradient by name, the loss, and what else `loss_of` returned."""
 
 
 def by_autograd(loss_of: Loss[Aux], params: Arrays) -> tuple[Arrays, Tensor, Aux]:
-    """Reverse mode on a tape: keeps torch's fused kernels (a small LSTM is twelve times faster here)."""
+    """Reverse mode on a tape: keeps torch's fused kernels, a small LSTM is twelve times faster."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in params.items()}
     with torch.enable_grad():
         loss, aux = loss_of(leaves)

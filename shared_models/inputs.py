@@ -29,5 +29,6 @@ class InputSpec:
         """Returns model input of shape `(n, *shape)` from n raw examples."""
         if self.dtype == "int64":
             return raw.reshape(len(raw), *self.shape).astype(np.int64)
-        values = (raw.astype(np.float32) - np.float32(self.mean)) / np.float32(self.std)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        values: NDArray[np.float32] = (raw.astype(np.float32) - mean) / std
         return values.reshape(len(raw), *self.shape)

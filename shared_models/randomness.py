@@ -11,7 +11,7 @@ import numpy as np
 
 
 def generator(seed: int, *key: int | str) -> np.random.Generator:
-    """Returns the generator of one purpose, keyed by e.g. `(seed, stage, round, client_id, purpose)`.
+    """Returns the generator of one purpose, keyed by e.g. `(seed, stage, round, client, purpose)`.
 
     >>> bool((generator(0, "train", 1).random(3) == generator(0, "train", 1).random(3)).all())
     True

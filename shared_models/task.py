@@ -48,7 +48,7 @@ class Task:
         """Returns the module with the weights of `build(seed)`."""
         # torch initialises from its global generator only; the fork puts it back as it was.
         with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             return self.make_model()
 
     def apply(self, model: nn.Module, arrays: Arrays, x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def encode_partial(partial: Partial) -> RecordDict:
     }
     for name in sorted({name for row in rows for name in row.metrics}):
         columns[f"metric.{name}"] = [row.metrics.get(name, float("nan")) for row in rows]
-    weights = {name: part.weight for name, part in partial.sums.items()}
+    weights: dict[str, Any] = {name: part.weight for name, part in partial.sums.items()}
     records = {f"sum.{name}": encode_arrays(part.arrays) for name, part in partial.sums.items()}
     return RecordDict({"rows": ConfigRecord(columns), "weights": ConfigRecord(weights), **records})
 

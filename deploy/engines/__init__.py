@@ -1,1 +1,1 @@
-"""Engines for one machine: each implements Flower's `Grid` and carries messages to the ClientApp."""
+"""Engines for one machine: each is a Flower `Grid` that carries messages to the ClientApp."""

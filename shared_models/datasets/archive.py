@@ -23,7 +23,7 @@ class Archive:
     raw: Callable[[str], bytes]
 
     def read(self, name: str) -> bytes:
-        """Returns a member's bytes; a missing one is found by its last part, with or without .gz."""
+        """Returns a member's bytes, found by its last part if need be, with or without .gz."""
         found = name if name in self.names else self._by_last_part(name)
         content = self.raw(found)
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
@@ -59,7 +59,7 @@ def _zip(path: Path) -> Archive:
 
 
 def _tar(path: Path, content: bytes) -> Archive:
-    file = tarfile.open(fileobj=io.BytesIO(content))
+    file = tarfile.open(fileobj=io.BytesIO(content))  # noqa: SIM115  # in memory, read later
 
     def raw(name: str) -> bytes:
         member = file.extractfile(name)

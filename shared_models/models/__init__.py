@@ -1,1 +1,1 @@
-"""The model zoo: one family a file, plain torch modules whose parts are named `encoder` and `head`."""
+"""The model zoo: one family a file, plain modules whose parts are named `encoder` and `head`."""

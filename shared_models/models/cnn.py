@@ -37,7 +37,7 @@ def small_cnn(classes: int = 10) -> ImageClassifier:
 
 
 def mcmahan_cnn(classes: int = 10) -> ImageClassifier:
-    """The 1,663,370-parameter CNN of McMahan et al. 2017, section 3: two 5x5 convolutions, dense 512."""
+    """The CNN of McMahan et al. 2017, section 3 (1,663,370 parameters): two 5x5 convolutions."""
     encoder = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(1, 32, kernel_size=5, padding="same"),

@@ -23,6 +23,4 @@ def classification(
 ) -> Task:
     """Returns the task of telling the labels of `dataset` apart."""
     labels = CATALOG[dataset].labels
-    return Task(
-        name, dataset, inputs, labels, make_model, supervised, cross_entropy, accuracy
-    )
+    return Task(name, dataset, inputs, labels, make_model, supervised, cross_entropy, accuracy)

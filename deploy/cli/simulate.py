@@ -1,0 +1,121 @@
+"""`wildflower simulate`: a whole run on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploy.cli.output import AsJson, console, print_artefacts, print_json, print_table
+from shared_models.config import Config, read_config
+from shared_models.errors import InputError, Interrupted
+
+if TYPE_CHECKING:
+    from server.run_folder import RunFolder
+
+
+def simulate(
+    config: Annotated[Path, typer.Argument(help="A TOML file, or a run folder (its config.toml).")],
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder; default: runs/<config name>-<n>.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the run folder.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="key=value, e.g. stages.train.rounds=3; may be repeated."),
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="A folder with data files that you already have.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run all stages of a config on this machine and leave a run folder.
+
+    Examples: wildflower simulate examples/mnist-cnn.toml
+    or, to go on after an interruption: wildflower simulate runs/mnist-cnn-1 --resume
+    """
+    overrides = list(settings or [])
+    if data_root is not None:
+        overrides.append(f"data.root={json.dumps(str(data_root))}")
+    resolved = read_config(config, overrides)
+    path = _run_path(config, resolved, out, resume)
+    summary = _run(resolved, path, resume, as_json)
+    if as_json:
+        print_json(summary)
+    else:
+        print_summary(summary, path)
+
+
+def _run_path(config: Path, resolved: Config, out: Path | None, resume: bool) -> Path:
+    from server.run_folder import next_run_folder
+
+    if out is not None:
+        return out
+    if not resume:
+        return next_run_folder(Path("runs"), resolved.name)
+    folder = config if config.is_dir() else config.parent
+    if config.is_dir() or (folder / "metrics.jsonl").exists():
+        return folder
+    raise InputError(
+        "--resume needs to know which run: `wildflower simulate RUN_FOLDER --resume`, or add --out"
+    )
+
+
+def _run(config: Config, path: Path, resume: bool, as_json: bool) -> dict[str, Any]:
+    from server.run_folder import RunFolder
+
+    folder = RunFolder(path)
+    if resume and folder.summary().get("status") == "done":
+        folder.require_same(config)
+        return folder.summary()
+    try:
+        return _run_now(config, folder, resume, as_json)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted; finished rounds are safe: `wildflower simulate {path} --resume` goes on"
+        ) from None
+
+
+def _run_now(config: Config, folder: RunFolder, resume: bool, as_json: bool) -> dict[str, Any]:
+    from deploy.cli.progress import Display
+    from deploy.simulate import simulate as run_stages
+
+    screen = console(stderr=as_json)
+    screen.print(f"{config.name}: run folder {folder.path}", markup=False)
+    with Display(screen) as display:
+        run_stages(
+            config,
+            folder.path,
+            resume=resume,
+            observe=display,
+            exported=lambda artefact: screen.print(f"exported {artefact.file}", markup=False),
+        )
+    return folder.summary()
+
+
+def print_summary(summary: dict[str, Any], path: Path) -> None:
+    """Prints the table of stages and the table of artefacts."""
+    print()
+    columns = ("stage", "kind", "rounds ", "train loss ", "evaluation", "clients/s ", "failed ")
+    print_table(columns, [_stage_cells(stage) for stage in summary["stages"]])
+    if summary.get("artefacts"):
+        print()
+        print_artefacts(summary["artefacts"])
+    print(f"\n{summary['total_s']:.0f} s; run folder: {path}")
+
+
+def _stage_cells(stage: dict[str, Any]) -> tuple[object, ...]:
+    loss = stage["train_loss"]
+    return (
+        stage["name"],
+        stage["kind"],
+        stage["rounds"],
+        "" if loss is None else f"{loss:.4f}",
+        ", ".join(f"{name} {value:.4f}" for name, value in (stage["eval"] or {}).items()),
+        f"{stage['clients_per_second']:.1f}",
+        stage["clients_failed"],
+    )

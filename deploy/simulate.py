@@ -1,0 +1,85 @@
+"""A whole run on one machine: the learning stages under an engine, then the export stages."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.events import Observer
+from server.run_folder import RunFolder
+from server.summary import peak_rss_mb
+from shared_models.config import Config, ExportStage, to_toml
+from shared_models.errors import ExportError
+
+if TYPE_CHECKING:
+    from deploy.export.artefact import Artefact
+
+# Flower and Ray would otherwise reach out for news and statistics.
+_OFFLINE = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def simulate(
+    config: Config,
+    path: Path,
+    *,
+    resume: bool,
+    observe: Observer,
+    exported: Callable[[Artefact], None],
+) -> RunFolder:
+    """Runs all stages of a config into the folder `path`; `resume` goes on where it stopped."""
+    began = time.time()
+    os.environ.update(_OFFLINE)
+    _learn(config, path, observe, resume=resume)
+    folder = RunFolder(path)
+    for stage in config.export_stages:
+        export_stage(folder, stage, exported)
+    folder.update_summary(status="done", total_s=time.time() - began, peak_rss_mb=peak_rss_mb())
+    return folder
+
+
+def _learn(config: Config, path: Path, observe: Observer, *, resume: bool) -> None:
+    from flwr.app import Context, RecordDict
+
+    from clients.app import make_app as make_client_app
+    from deploy.engines.inline import InlineGrid, RunConfig
+    from server.app import make_app as make_server_app
+
+    run_config: RunConfig = {"config": to_toml(config), "out": str(path), "resume": resume}
+    grid = InlineGrid(make_client_app(), run_config)
+    context = Context(
+        run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
+    )
+    make_server_app(observe)(grid, context)
+
+
+def export_stage(
+    folder: RunFolder, stage: ExportStage, exported: Callable[[Artefact], None]
+) -> tuple[Artefact, ...]:
+    """Runs one export stage on a finished run folder and adds it to the summary."""
+    from deploy.export.exporter import export_run
+
+    made: list[Artefact] = []
+
+    def keep(artefact: Artefact) -> None:
+        made.append(artefact)
+        exported(artefact)
+
+    try:
+        export_run(folder, stage, keep)
+    except ExportError as error:
+        folder.update_summary(status="failed", reason=str(error), artefacts=_told(made))
+        raise
+    folder.update_summary(artefacts=_told(made))
+    return tuple(made)
+
+
+def _told(artefacts: list[Artefact]) -> list[dict[str, object]]:
+    return [asdict(artefact) for artefact in artefacts]
