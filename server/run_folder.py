@@ -68,9 +68,9 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True)
             write_atomic(self.config_file, to_toml(config).encode())
-        except PermissionError:
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise InputError(
-                f"{self.path}: no permission to write there; choose another --out"
+                f"{self.path}: cannot be made: {error.strerror}; choose another --out"
             ) from None
 
     def require_same(self, config: Config) -> None:

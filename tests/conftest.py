@@ -1,0 +1,40 @@
+"""What all tests share: one thread, a small run that is real."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parent.parent
+
+DIGITS = """
+name = "digits"
+task = "digits-cnn"
+
+[data]
+partition = "iid"
+clients = 12
+
+[plan]
+block_size = 4
+
+[[stages]]
+name = "train"
+kind = "train"
+rounds = 4
+clients_per_round = 10
+local_learning_rate = 0.1
+server_optimizer = "momentum"
+"""
+
+
+@pytest.fixture
+def digits_toml(tmp_path: Path) -> Path:
+    """A config file of four rounds that take a second."""
+    path = tmp_path / "digits.toml"
+    path.write_text(DIGITS)
+    return path

@@ -1,0 +1,133 @@
+"""Config: one line for every mistake, naming file, key and the nearest valid one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared_models.config import (
+    BUILTIN,
+    ExportStage,
+    TrainStage,
+    parse_config,
+    read_config,
+    to_toml,
+)
+from shared_models.errors import ConfigError
+from tests.conftest import DIGITS, ROOT
+
+
+def refused(text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, "my.toml", overrides=overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.toml")), ids=lambda p: p.name)
+def test_every_example_is_valid_and_survives_its_own_toml(path: Path) -> None:
+    config = read_config(path)
+    assert parse_config(to_toml(config), "again") == config
+    assert config.name == path.stem
+
+
+def test_the_builtin_config_is_valid() -> None:
+    assert parse_config(BUILTIN, "builtin").seed == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stages.train.ronds=3", "unknown key 'stages.train.ronds'; did you mean 'rounds'?"),
+        ("sed=1", "unknown key 'sed'; did you mean 'seed'?"),
+        ("data.partion=iid", "unknown key 'data.partion'; did you mean 'partition'?"),
+        ("plan.blocksize=3", "unknown key 'plan.blocksize'; did you mean 'block_size'?"),
+        ("stages.train.rounds=many", "'stages.train.rounds' must be a valid integer, got 'many'"),
+        ("stages.train.rounds=1.5", "'stages.train.rounds' must be a valid integer"),
+        ("stages.train.rounds=0", "'stages.train.rounds' must be greater than or equal to 1"),
+        ("stages.train.local_learning_rate=nan", "'stages.train.local_learning_rate' must be"),
+        ("data.partition=idd", "'data.partition' must be 'iid', 'shards'"),
+        ("stages.train.kind=trian", "'stages.train.kind' must be one of: train, export"),
+        ("data=3", "'data' must be"),
+        ("stages=[]", "'stages' must"),
+        ("seed=-1", "'seed' must be greater than or equal to 0"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
+    told = refused(DIGITS, override)
+    assert told.startswith("my.toml: ")
+    assert message in told
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.partition=natural"], "data.clients: contradicts partition 'natural'"),
+        (
+            ["stages.train.server_optimizer=sgd", "stages.train.server_momentum=0.9"],
+            "stages.train.server_momentum: contradicts server_optimizer 'sgd'",
+        ),
+    ],
+)
+def test_contradictions_are_refused_in_the_users_own_keys(
+    overrides: list[str], message: str
+) -> None:
+    assert message in refused(DIGITS, *overrides)
+
+
+def test_missing_keys_and_stage_order() -> None:
+    assert "key 'task' is missing" in refused(DIGITS.replace("task =", "# task ="))
+    assert "data.clients: is missing" in refused(DIGITS.replace("clients = 12", ""))
+    twice = DIGITS + DIGITS[DIGITS.index("[[stages]]") :]
+    assert "stages: the name 'train' is used twice" in refused(twice)
+    export_only = DIGITS[: DIGITS.index("[[stages]]")] + '[[stages]]\nkind = "export"\n'
+    assert "needs a train stage before it" in refused(export_only)
+
+
+def test_broken_toml_says_where() -> None:
+    assert "my.toml: not valid TOML" in refused("task = = 3")
+    assert "line 1" in refused("task = = 3")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nonsense", "expected key=value"),
+        ("stages.trian.rounds=3", "no stage 'trian'; did you mean 'train'?"),
+        ("task.name=x", "task is not a table"),
+    ],
+)
+def test_a_wrong_override_is_shown(override: str, message: str) -> None:
+    assert message in refused(DIGITS, override)
+
+
+def test_overrides_reach_tables_and_stages() -> None:
+    config = parse_config(DIGITS, "x", overrides=["stages.train.rounds=9", "data.alpha=2.0"])
+    assert (config.stage("train").rounds, config.data.alpha) == (9, 2.0)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.toml: there is no such file"):
+        read_config(tmp_path / "nothing.toml")
+
+
+def test_paths_mean_the_same_from_everywhere() -> None:
+    config = parse_config(DIGITS, "x", overrides=["data.name=mine.npz"])
+    assert config.data.name == str(Path("mine.npz").absolute())
+
+
+@given(st.text(max_size=200))
+def test_no_text_makes_the_parser_do_anything_but_answer_or_refuse(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^x: "):
+        parse_config(text + "\nno_such_key = 1", "x")
+
+
+def test_config_values_are_frozen() -> None:
+    stage = parse_config(DIGITS, "x").stage("train")
+    with pytest.raises(ValueError, match="frozen"):
+        stage.rounds = 3  # type: ignore[misc]
+    assert isinstance(stage, TrainStage)
+    assert ExportStage().max_accuracy_drop == 0.01

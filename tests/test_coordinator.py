@@ -1,0 +1,202 @@
+"""Rounds: equal to FedAvg on a blackboard, and nothing bad gets in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from clients.trainer import batches, train_block
+from server.coordinator import begin_stage, make_requests, run_round
+from server.population import merge_hellos
+from server.sampling import cut_blocks, sample_cohort
+from shared_models.arrays import digest
+from shared_models.errors import RoundError
+from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
+from shared_models.partial import Partial, Row, Sum
+from shared_models.randomness import generator
+from tests.in_memory import opened, send_to
+from tests.plain_twin import train_locally, weighted_average
+
+FLOAT64 = "plan.dtype=float64"
+
+
+def ignore(_: object) -> None:
+    """An observer that looks away."""
+
+
+def test_a_round_equals_fedavg_on_a_blackboard() -> None:
+    config, host, run = opened(FLOAT64, "stages.train.server_optimizer=sgd", "data.clients=11")
+    state = begin_stage(run, {n: t.double() for n, t in host.task.build(0).items()})
+    result = run_round(run, state, send_to(host), ignore)
+    model, training = host.task.model(0).double(), host.training("train")
+    models, sizes = [], []
+    for client_id in result.cohort:
+        data = host.data_of(client_id)
+        rng = generator(config.seed, "train", 1, client_id, "local")
+        models.append(train_locally(host.task, model, list(batches(data, training, rng)), 0.1))
+        sizes.append(len(data.y))
+    assert len(set(sizes)) > 1, "unequal clients are part of the claim"
+    expected = weighted_average(models, sizes)
+    torch.testing.assert_close(result.state.params, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_fedavgm_equals_its_hand_computed_steps() -> None:
+    _, host, run = opened(FLOAT64, "stages.train.server_optimizer=sgd")
+    _, _, heavy = opened(FLOAT64, "stages.train.server_momentum=0.5")
+    start = {n: t.double() for n, t in host.task.build(0).items()}
+    one = run_round(heavy, begin_stage(heavy, start), send_to(host), ignore).state
+    two = run_round(heavy, one, send_to(host), ignore).state
+    # With the same weights and round, plain FedAvg's step is the mean delta.
+    delta1 = run_round(run, begin_stage(run, start), send_to(host), ignore).state.params
+    at_one = replace(one, optimizer={})
+    delta2 = run_round(run, at_one, send_to(host), ignore).state.params
+    for name, initial in start.items():
+        velocity = 0.5 * (delta1[name] - initial) + (delta2[name] - one.params[name])
+        torch.testing.assert_close(two.params[name], one.params[name] + velocity)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 100])
+def test_block_size_changes_rounding_only(block_size: int) -> None:
+    results = []
+    for size in (4, block_size):
+        _, host, run = opened(FLOAT64, f"plan.block_size={size}")
+        start = {n: t.double() for n, t in host.task.build(0).items()}
+        results.append(run_round(run, begin_stage(run, start), send_to(host), ignore).state.params)
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+
+
+def test_a_round_is_a_function_of_its_state() -> None:
+    _, host, run = opened()
+    state = begin_stage(run, host.task.build(0))
+    once, again = (run_round(run, state, send_to(host), ignore) for _ in range(2))
+    assert digest(once.state.params) == digest(again.state.params)
+
+
+def test_one_bad_client_is_named_and_the_round_goes_on() -> None:
+    _, host, run = opened()
+    victim = make_requests(run, begin_stage(run, host.task.build(0)))[0].client_ids[1]
+
+    def data_of(client_id: int):  # type: ignore[no-untyped-def]
+        data = host.data_of(client_id)
+        return replace(data, x=data.x * float("nan")) if client_id == victim else data
+
+    def send(requests):  # type: ignore[no-untyped-def]
+        for request in requests:
+            yield train_block(host.training("train"), request, data_of)
+
+    record = run_round(run, begin_stage(run, host.task.build(0)), send, ignore).record
+    assert (record.clients_selected, record.clients_aggregated) == (10, 9)
+    (failure,) = record.failures
+    assert (failure.client_id, failure.status) == (victim, "refused")
+    assert "holds NaN" in failure.reason
+
+
+def test_a_client_without_data_fails_alone() -> None:
+    _, host, run = opened()
+    request = make_requests(run, begin_stage(run, host.task.build(0)))[0]
+
+    def data_of(client_id: int):  # type: ignore[no-untyped-def]
+        if client_id == request.client_ids[0]:
+            raise OSError("sensor unplugged")
+        return host.data_of(client_id)
+
+    first, *others = train_block(host.training("train"), request, data_of).rows
+    assert (first.status, first.reason) == ("failed", "OSError: sensor unplugged")
+    assert all(row.status == "ok" for row in others)
+
+
+def lie(change: object) -> object:
+    """Returns a tamper that applies `change` to the first block's partial."""
+
+    def tamper(request: BlockRequest, reply: Reply) -> Reply:
+        assert isinstance(reply, Partial)
+        return change(reply) if request.block == 0 else reply  # type: ignore[operator, no-any-return]
+
+    return tamper
+
+
+def with_delta(partial: Partial, arrays: dict[str, torch.Tensor]) -> Partial:
+    part = partial.sums["delta"]
+    return replace(partial, sums={**partial.sums, "delta": Sum(arrays, part.weight)})
+
+
+LIES = {
+    "nan": lambda p: with_delta(
+        p, {n: t * float("nan") for n, t in p.sums["delta"].arrays.items()}
+    ),
+    "norm": lambda p: with_delta(p, {n: t * 1e9 for n, t in p.sums["delta"].arrays.items()}),
+    "shape": lambda p: with_delta(p, {n: t.flatten() for n, t in p.sums["delta"].arrays.items()}),
+    "dtype": lambda p: with_delta(p, {n: t.double() for n, t in p.sums["delta"].arrays.items()}),
+    "missing": lambda p: with_delta(p, {}),
+    "weight": lambda p: replace(p, sums={**p.sums, "delta": Sum(p.sums["delta"].arrays, 1e9)}),
+    "negative": lambda p: replace(p, rows=(replace(p.rows[0], examples=-5), *p.rows[1:])),
+    "others": lambda p: replace(p, rows=(Row(999, 10), *p.rows[1:])),
+    "nameless": lambda p: replace(p, sums={}),
+    "gone": lambda _: BlockFailure("the node went away"),
+}
+
+
+@pytest.mark.parametrize("kind", LIES)
+def test_a_lying_block_is_refused_whole_and_the_others_count(kind: str) -> None:
+    _, host, run = opened()
+    state = begin_stage(run, host.task.build(0))
+    tampered = run_round(run, state, send_to(host, lie(LIES[kind])), ignore)  # type: ignore[arg-type]
+    assert tampered.record.clients_failed == 4
+    assert all(failure.reason for failure in tampered.record.failures)
+    assert all(torch.isfinite(t).all() for t in tampered.state.params.values())
+
+
+def test_a_round_without_any_usable_update_fails_loudly() -> None:
+    _, host, run = opened()
+    state = begin_stage(run, host.task.build(0))
+    with pytest.raises(RoundError, match=r"round 1: none of 10 clients .* unplugged"):
+        run_round(run, state, send_to(host, lambda *_: BlockFailure("unplugged")), ignore)
+
+
+def test_cohorts_differ_by_round_and_come_sorted() -> None:
+    cohorts = [sample_cohort(range(1000), 10, 0, "train", number) for number in (1, 2)]
+    assert cohorts[0] != cohorts[1]
+    assert all(list(cohort) == sorted(set(cohort)) for cohort in cohorts)
+    assert sample_cohort(range(5), 10, 0, "train", 1) == (0, 1, 2, 3, 4)
+
+
+def test_every_client_is_drawn_about_equally_often() -> None:
+    drawn = torch.zeros(50)
+    for number in range(400):
+        drawn[list(sample_cohort(range(50), 10, 0, "train", number))] += 1
+    assert 50 < drawn.min() <= drawn.max() < 115  # 80 expected, 8 is one standard deviation
+
+
+def test_blocks_of_a_fleet_do_not_depend_on_node_ids() -> None:
+    hosted = {0: 11, 1: 22, 2: 11, 3: 22, 4: 11}
+    renamed = {client_id: {11: 99, 22: 5}[node] for client_id, node in hosted.items()}
+    blocks = [ids for _, ids in cut_blocks(range(5), 2, hosted)]
+    assert blocks == [(0, 2), (4,), (1, 3)]
+    assert blocks == [ids for _, ids in cut_blocks(range(5), 2, renamed)]
+
+
+def hello(*ids: int, shared: bool = False, data: str = "a") -> Hello:
+    return Hello(ids, tuple(10 for _ in ids), shared, data, {})
+
+
+def test_the_population_is_the_union_of_what_nodes_host() -> None:
+    population = merge_hellos({7: hello(3, 1), 8: hello(2)})
+    assert population.client_ids == (1, 2, 3)
+    assert population.node_of == {3: 7, 1: 7, 2: 8}
+    assert merge_hellos({7: hello(1, 2, shared=True), 8: hello(1, 2, shared=True)}).node_of is None
+
+
+@pytest.mark.parametrize(
+    ("hellos", "message"),
+    [
+        ({7: hello(1, 2), 8: hello(2)}, "client 2 is claimed by node 7 and node 8"),
+        ({7: hello(1), 8: hello(1, shared=True)}, "use one kind"),
+        ({7: hello(1, shared=True), 8: hello(1, shared=True, data="b")}, "node 8 sees other data"),
+        ({7: hello()}, "no node hosts a client"),
+    ],
+)
+def test_a_contradictory_population_is_an_error(hellos: dict[int, Hello], message: str) -> None:
+    with pytest.raises(RoundError, match=message):
+        merge_hellos(hellos)

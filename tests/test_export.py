@@ -1,0 +1,195 @@
+"""Exports: every file is executed, compared and gated; a changed file is caught."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.cli import run
+from deploy.export.artefact import load_artefact
+from deploy.export.runtimes import open_model
+from shared_models.datasets.load import load_dataset
+from shared_models.inputs import InputSpec
+from tests.conftest import DIGITS
+
+FILES = ("model-fp32.onnx", "model-int8.onnx", "model-fp32.tflite", "model-int8.tflite")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A digits run with its export stage done."""
+    folder = tmp_path_factory.mktemp("export")
+    config = folder / "digits.toml"
+    export = '\n[[stages]]\nname = "export"\nkind = "export"\nlatency_runs = 20\n'
+    config.write_text(DIGITS.replace("rounds = 4", "rounds = 15") + export)
+    assert run(["simulate", str(config), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """The export folder, to be damaged."""
+    return Path(shutil.copytree(finished / "export", tmp_path / "export"))
+
+
+def test_a_run_leaves_measured_files_and_says_so(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["status"] == "done"
+    assert [artefact["file"] for artefact in summary["artefacts"]] == list(FILES)
+    for name in FILES:
+        artefact = load_artefact(finished / "export" / name)
+        assert artefact.passed
+        assert artefact.parity.examples == 359
+        assert artefact.parity.accuracy_torch > 0.8
+        assert artefact.parity.accuracy_drop <= 0.01
+        assert artefact.latency.p95_ms >= artefact.latency.median_ms > 0
+        assert artefact.size_bytes == (finished / "export" / name).stat().st_size
+
+
+@pytest.mark.parametrize("name", ["model-fp32.onnx", "model-fp32.tflite"])
+def test_fp32_files_say_what_torch_says(finished: Path, name: str) -> None:
+    parity = load_artefact(finished / "export" / name).parity
+    assert parity.agreement == 1.0
+    assert parity.max_logit_gap < 1e-4
+
+
+@pytest.mark.parametrize("name", ["model-int8.onnx", "model-int8.tflite"])
+def test_int8_files_are_smaller_and_really_quantized(finished: Path, name: str) -> None:
+    small = load_artefact(finished / "export" / name)
+    large = load_artefact(finished / "export" / name.replace("int8", "fp32"))
+    assert small.size_bytes < 0.6 * large.size_bytes
+    assert 0 < small.parity.max_logit_gap < 2.0
+
+
+def test_logits_do_not_depend_on_the_batch(finished: Path) -> None:
+    x = InputSpec((1, 8, 8)).prepare(np.random.default_rng(0).random((5, 64)))
+    for name in FILES:
+        predict = open_model(finished / "export" / name)
+        alone = np.concatenate([predict(x[k : k + 1]) for k in range(5)])
+        np.testing.assert_allclose(predict(x), alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_verify_repeats_the_measurement(
+    finished: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(finished / "export" / name), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    before = load_artefact(finished / "export" / name)
+    assert told["parity"]["accuracy"] == before.parity.accuracy
+
+
+def test_verify_needs_no_torch(finished: Path) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from deploy.cli import run;"
+        "sys.exit(run(['verify', sys.argv[1]]))"
+    )
+    file = finished / "export" / "model-int8.tflite"
+    subprocess.run([sys.executable, "-c", code, str(file)], check=True, capture_output=True)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip])
+@pytest.mark.parametrize("name", ["model-int8.tflite", "model-int8.onnx"])
+def test_a_changed_file_fails_verify(
+    copied: Path, name: str, damage: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(copied / name)
+    assert run(["verify", str(copied / name)]) == 1
+    assert f"{name}: is not the file that was measured" in capsys.readouterr().err
+
+
+def test_a_changed_reference_fails_verify(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with np.load(copied / "reference.npz") as file:
+        arrays = {**file}
+    np.savez(copied / "reference.npz", **{**arrays, "y": arrays["y"][::-1]})  # type: ignore[arg-type]
+    assert run(["verify", str(copied / "model-int8.onnx")]) == 1
+    assert "reference.npz" in capsys.readouterr().err
+
+
+def test_a_changed_normalisation_fails_verify(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    described = copied / "model-int8.tflite.json"
+    values = json.loads(described.read_text())
+    values["input"]["std"] = [0.1]
+    described.write_text(json.dumps(values))
+    assert run(["verify", str(copied / "model-int8.tflite")]) == 1
+    assert "below torch's" in capsys.readouterr().err
+
+
+def test_files_without_their_description_are_the_users_mistake(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "model-int8.onnx.json").unlink()
+    (copied / "model-int8.tflite.json").write_text("{}")
+    for name in ("model-int8.onnx", "model-int8.tflite"):
+        assert run(["verify", str(copied / name)]) == 2
+        assert f"{name}.json" in capsys.readouterr().err
+
+
+def test_the_gate_fails_the_run_and_keeps_the_files(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(again / "export")
+    # Calibrated on blank images, the activation ranges are too narrow for real ones.
+    test = load_dataset("digits").test
+    assert test is not None
+    blank = {"x": np.zeros((50, 8, 8)), "y": np.arange(50) % 10}
+    np.savez(tmp_path / "blank.npz", **blank, x_test=test.x[np.arange(359)], y_test=test.y)
+    text = (again / "config.toml").read_text()
+    named = text.replace("[data]", f'[data]\nname = "{tmp_path / "blank.npz"}"')
+    (again / "config.toml").write_text(named)
+    assert run(["export", str(again), "--format", "tflite"]) == 1
+    assert "model-int8.tflite: accuracy fell from" in capsys.readouterr().err
+    assert not load_artefact(again / "export" / "model-int8.tflite").passed
+    summary = json.loads((again / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "accuracy fell" in summary["reason"]
+
+
+def test_export_verb_makes_only_what_is_asked(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(again / "export")
+    assert run(["export", str(again), "--format", "onnx", "--quantize", "int8", "--json"]) == 0
+    (told,) = json.loads(capsys.readouterr().out)
+    assert told["file"] == "model-int8.onnx"
+    made = {path.name for path in (again / "export").iterdir()}
+    assert made == {"model-int8.onnx", "model-int8.onnx.json", "reference.npz"}
+    assert run(["export", str(again), "--format", "coreml"]) == 2
+    assert "must be 'onnx' or 'tflite', got 'coreml'" in capsys.readouterr().err
+
+
+def test_a_recurrent_model_is_exported_and_measured(tmp_path: Path) -> None:
+    config = tmp_path / "watch.toml"
+    config.write_text(
+        'task = "watch-lstm"\n[data]\npartition = "natural"\nmax_examples_per_client = 20\n'
+        '[[stages]]\nname = "train"\nkind = "train"\nrounds = 1\nclients_per_round = 8\n'
+        "local_learning_rate = 0.1\nlocal_clip_norm = 1.0\n"
+        '[[stages]]\nkind = "export"\ntest_examples = 50\nlatency_runs = 10\n'
+        "max_accuracy_drop = 0.1\n"
+    )
+    assert run(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
+    for name in FILES:
+        artefact = load_artefact(tmp_path / "run" / "export" / name)
+        assert artefact.parity.agreement > 0.9
+        assert artefact.quantization == ("none" if "fp32" in name else "int8 weights")

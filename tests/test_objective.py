@@ -1,0 +1,120 @@
+"""Local training: equal to torch's own optimiser, mappable, with statistics kept apart."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shared_models.arrays import Arrays, subtract
+from shared_models.gradients import by_autograd, by_transform
+from shared_models.objectives import Batch, Objective
+from shared_models.optimizers import clip_by_norm, momentum, sgd
+from shared_models.task import Task
+from shared_models.tasks import TASKS, load_task
+from tests.plain_twin import train_locally
+
+
+def some_batches(task: Task, count: int = 3) -> list[Batch]:
+    source = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(task.sample(4))
+
+    def batch() -> Batch:
+        noise = torch.rand(x.shape, generator=source, dtype=torch.float64)
+        values = noise if x.is_floating_point() else (noise * 70).long()
+        return Batch(values, torch.randint(len(task.labels), (4,), generator=source))
+
+    return [batch() for _ in range(count)]
+
+
+def doubled(arrays: Arrays) -> Arrays:
+    return {name: t.double() if t.is_floating_point() else t for name, t in arrays.items()}
+
+
+def run(objective: Objective, server: Arrays, batches: list[Batch]) -> dict[str, Arrays]:
+    local = objective.begin(server, {})
+    for batch in batches:
+        local, _ = objective.step(local, batch, {})
+    return objective.end(local)[0]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_local_training_equals_torchs_sgd(name: str) -> None:
+    task = load_task(name)
+    model, batches = task.model(0).double(), some_batches(task)
+    server = doubled(task.build(0))
+    ours = run(task.objective(task, sgd(0.1), by_autograd), server, batches)["delta"]
+    theirs = subtract(train_locally(task, model, batches, 0.1).state_dict(), server)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_both_ways_to_a_gradient_agree(name: str) -> None:
+    task = load_task(name)
+    server, batches = doubled(task.build(0)), some_batches(task, 2)
+    one, other = (
+        run(task.objective(task, sgd(0.1), gradient), server, batches)
+        for gradient in (by_autograd, by_transform)
+    )
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_step_can_be_mapped_over_clients() -> None:
+    task = load_task("mnist-2nn")
+    objective = task.objective(task, clip_by_norm(1.0, momentum(0.1, 0.9)), by_transform)
+    server = doubled(task.build(0))
+    batches = some_batches(task, 2)
+    stacked = Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+    start = objective.begin(server, {})
+    mapped, _ = torch.func.vmap(objective.step, in_dims=(None, 0, None))(start, stacked, {})
+    for place, batch in enumerate(batches):
+        alone, _ = objective.step(start, batch, {})
+        torch.testing.assert_close(mapped.params["head.weight"][place], alone.params["head.weight"])
+
+
+def test_clipping_bounds_the_step() -> None:
+    gradient = {"w": torch.full((4,), 10.0)}
+    step, _ = clip_by_norm(1.0, sgd(1.0)).update(gradient, {})
+    assert float(step["w"].norm()) == pytest.approx(1.0)
+    small, _ = clip_by_norm(1.0, sgd(1.0)).update({"w": torch.tensor([0.5])}, {})
+    assert float(small["w"]) == -0.5
+
+
+def test_momentum_equals_the_hand_computed_steps() -> None:
+    rule = momentum(learning_rate=0.5, beta=0.9)
+    params = {"w": torch.tensor([1.0])}
+    first, state = rule.update({"w": torch.tensor([2.0])}, rule.init(params))
+    second, _ = rule.update({"w": torch.tensor([4.0])}, state)
+    assert float(first["w"]) == pytest.approx(-0.5 * 2.0)
+    assert float(second["w"]) == pytest.approx(-0.5 * (0.9 * 2.0 + 4.0))
+
+
+class Normed(nn.Module):
+    """A model with running statistics and a counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            OrderedDict(flat=nn.Flatten(), dense=nn.Linear(64, 8), norm=nn.BatchNorm1d(8))
+        )
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(x))
+        return logits
+
+
+@pytest.mark.parametrize("gradient", [by_autograd, by_transform])
+def test_running_statistics_go_up_apart_and_counters_stay(gradient: object) -> None:
+    task = replace(load_task("digits-cnn"), make_model=Normed)
+    server, batches = doubled(task.build(0)), some_batches(task)
+    sums = run(task.objective(task, sgd(0.1), gradient), server, batches)  # type: ignore[arg-type]
+    assert set(sums["stats"]) == {"encoder.norm.running_mean", "encoder.norm.running_var"}
+    assert not any("norm.running" in name or "tracked" in name for name in sums["delta"])
+    twin = train_locally(task, task.model(0).double(), batches, 0.1).state_dict()
+    for name, value in sums["stats"].items():
+        torch.testing.assert_close(value, twin[name])
+    assert float(server["encoder.norm.running_mean"].abs().sum()) == 0, "the server's own changed"

@@ -1,0 +1,235 @@
+"""Whole runs as real processes: same bytes twice, same bytes after SIGKILL, and kind failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from server.checkpoints import checkpoint_files
+from shared_models.files import sha256_of
+
+LONG = ("-s", "stages.train.rounds=12")
+
+
+def command(*arguments: str | Path) -> list[str]:
+    return [sys.executable, "-c", "from deploy.cli import main; main()", *map(str, arguments)]
+
+
+def wildflower(
+    *arguments: str | Path, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), capture_output=True, text=True, check=False, preexec_fn=before
+    )
+
+
+def simulate(config: Path, out: Path, *more: str) -> str:
+    done = wildflower("simulate", config, "--out", out, *more)
+    assert done.returncode == 0, done.stderr
+    return sha256_of(out / "model.safetensors")
+
+
+def lines_of(out: Path) -> list[str]:
+    return (out / "metrics.jsonl").read_text().splitlines()
+
+
+def interrupt_after(
+    rounds: int, out: Path, how: signal.Signals, arguments: Sequence[str | Path]
+) -> str:
+    """Starts a run, sends a signal in the middle of a round, returns what it said on stderr."""
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    metrics = out / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < rounds:
+        assert process.poll() is None, "the run ended before it could be interrupted"
+        assert time.monotonic() < deadline, "the run makes no progress"
+        time.sleep(0.005)
+    time.sleep(0.03)  # into the round
+    process.send_signal(how)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-how if how == signal.SIGKILL else 130)
+    return said
+
+
+def test_two_runs_of_one_config_are_bit_equal(digits_toml: Path, tmp_path: Path) -> None:
+    one = simulate(digits_toml, tmp_path / "one")
+    assert one == simulate(digits_toml, tmp_path / "two")
+    assert one != simulate(digits_toml, tmp_path / "three", "-s", "seed=1")
+
+
+def test_the_folders_own_config_does_the_run_again(digits_toml: Path, tmp_path: Path) -> None:
+    one = simulate(digits_toml, tmp_path / "one", "-s", "stages.train.rounds=2")
+    assert one == simulate(tmp_path / "one", tmp_path / "again")
+    assert one == simulate(tmp_path / "one" / "config.toml", tmp_path / "and-again")
+
+
+def test_killed_and_resumed_equals_left_alone(digits_toml: Path, tmp_path: Path) -> None:
+    alone = simulate(digits_toml, tmp_path / "alone", *LONG)
+    out = tmp_path / "killed"
+    for rounds in (2, 6):
+        more = ["--resume"] if out.exists() else []
+        interrupt_after(
+            rounds, out, signal.SIGKILL, ["simulate", digits_toml, "--out", out, *LONG, *more]
+        )
+    assert not (out / "model.safetensors").exists()
+    done = wildflower("simulate", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert sha256_of(out / "model.safetensors") == alone
+    rounds_told = [json.loads(line)["round"] for line in lines_of(out)]
+    assert rounds_told == list(range(1, 13))
+
+
+def test_a_damaged_checkpoint_costs_one_round_not_the_run(
+    digits_toml: Path, tmp_path: Path
+) -> None:
+    alone = simulate(digits_toml, tmp_path / "alone", *LONG)
+    out = tmp_path / "killed"
+    interrupt_after(5, out, signal.SIGKILL, ["simulate", digits_toml, "--out", out, *LONG])
+    newest = checkpoint_files(out / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    done = wildflower("simulate", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going back to the checkpoint before it" in done.stdout
+    assert sha256_of(out / "model.safetensors") == alone
+
+
+def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(digits_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    said = interrupt_after(2, out, signal.SIGINT, ["simulate", digits_toml, "--out", out, *LONG])
+    (line,) = said.strip().splitlines()
+    assert line.startswith("error: interrupted")
+    assert f"wildflower simulate {out} --resume" in line
+    assert wildflower("simulate", out, "--resume").returncode == 0
+
+
+def test_a_run_folder_tells_everything(digits_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(digits_toml, out)
+    assert {path.name for path in out.iterdir()} == {
+        "checkpoints",
+        "config.toml",
+        "manifest.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "summary.json",
+        "train.safetensors",
+    }
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["status"] == "done"
+    assert summary["params"] == 8714
+    assert summary["clients"] == 12
+    (stage,) = summary["stages"]
+    assert stage["rounds"] == 4
+    assert stage["clients_per_second"] > 0
+    assert {"startup_s", "total_s", "peak_rss_mb"} <= set(summary)
+    lines = [json.loads(line) for line in lines_of(out)]
+    assert lines[0]["clients_selected"] == lines[0]["clients_aggregated"] == 10
+    assert set(lines[0]["seconds"]) == {"total", "train", "aggregate", "evaluate", "checkpoint"}
+    assert lines[-1]["eval"] == stage["eval"]
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["plan"] == {
+        "trainer": "loop",
+        "block_size": 4,
+        "dtype": "float32",
+        "threads": 1,
+        "block_map": "cohort",
+    }
+
+
+def refused(*arguments: str | Path) -> str:
+    """Runs a command that must fail for the user's input; returns the one line it said."""
+    done = wildflower(*arguments)
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_an_existing_folder_is_never_overwritten(digits_toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("important")
+    assert "already exists" in refused("simulate", digits_toml, "--out", tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "important"
+    assert "not a run folder" in refused(
+        "simulate", digits_toml, "--out", tmp_path / "mine", "--resume"
+    )
+
+
+def test_a_run_resumes_only_as_itself(digits_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    before = simulate(digits_toml, out)
+    line = refused("simulate", digits_toml, "--out", out, "--resume", "-s", "seed=5")
+    assert "'seed' differs" in line
+    assert simulate(digits_toml, out, "--resume") == before
+
+
+def test_folders_that_cannot_be_written(digits_toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "file" in refused("simulate", digits_toml, "--out", tmp_path / "file")
+    assert "file" in refused("simulate", digits_toml, "--out", tmp_path / "file" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder(digits_toml: Path, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert "Permission denied" in refused("simulate", digits_toml, "--out", tmp_path / "run")
+
+
+def test_wrong_words_on_the_command_line(digits_toml: Path, tmp_path: Path) -> None:
+    assert "there is no such file" in refused("simulate", tmp_path / "nothing.toml")
+    assert "did you mean 'rounds'" in refused("simulate", digits_toml, "-s", "stages.train.ronds=1")
+    assert "did you mean 'digits-cnn'" in refused("simulate", digits_toml, "-s", "task=digit-cnn")
+    assert "--resume needs to know which run" in refused("simulate", digits_toml, "--resume")
+    assert "No such command" in refused("simulat")
+    assert "there is no such file" in refused("verify", tmp_path / "x.tflite")
+    assert "not a run folder" in refused("export", tmp_path)
+    assert "'natural' needs data" in refused("data", "info", "digits", "--partition", "natural")
+    assert "has no test split" in refused_npz(digits_toml, tmp_path)
+
+
+def refused_npz(digits_toml: Path, tmp_path: Path) -> str:
+    import numpy as np
+
+    np.savez(tmp_path / "mine.npz", x=np.zeros((40, 8, 8)), y=np.arange(40) % 10)
+    return refused("simulate", digits_toml, "-s", f"data.name={tmp_path / 'mine.npz'}")
+
+
+def test_ones_own_data_trains(digits_toml: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    x, y = np.random.default_rng(0).random((40, 8, 8)), np.arange(40) % 10
+    np.savez(tmp_path / "mine.npz", x=x, y=y, client_id=np.arange(40) % 5)
+    text = digits_toml.read_text().replace(
+        '"iid"\nclients = 12', f'"natural"\nname = "{tmp_path}/mine.npz"'
+    )
+    digits_toml.write_text(text + "\n[evaluate]\ndata = 'none'\n")
+    out = tmp_path / "run"
+    simulate(digits_toml, out)
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["clients"], summary["stages"][0]["eval"]) == (5, None)
+
+
+def full_disk() -> None:
+    """Lets no file grow beyond 20 KB; the write fails as it does on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def test_a_write_that_fails_loses_nothing(digits_toml: Path, tmp_path: Path) -> None:
+    alone = simulate(digits_toml, tmp_path / "alone")
+    out = tmp_path / "run"
+    done = wildflower("simulate", digits_toml, "--out", out, before=full_disk)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert not list(out.rglob("*.tmp"))
+    assert simulate(digits_toml, out, "--resume") == alone

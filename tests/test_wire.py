@@ -1,0 +1,99 @@
+"""The wire: what goes in comes out; what is malformed is our error, never something else."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared_models.errors import UpdateError
+from shared_models.messages import BlockRequest, Hello
+from shared_models.partial import Partial, Row, Sum
+from shared_models.wire import (
+    decode_hello,
+    decode_partial,
+    decode_request,
+    encode_arrays,
+    encode_hello,
+    encode_partial,
+    encode_request,
+)
+
+ARRAYS = {"encoder.w": torch.randn(2, 3), "head.b": torch.randn(()), "n": torch.tensor([1, 2])}
+PARTIAL = Partial(
+    {"delta": Sum(ARRAYS, 12.0), "stats": Sum({}, 12.0)},
+    (Row(3, 12, {"loss": 0.5}), Row(9, 4, {}, "refused", "delta.w: holds NaN")),
+)
+
+
+def test_a_hello_survives() -> None:
+    hello = Hello((1, 5), (10, 20), True, "abc", {"torch": "2"})
+    assert decode_hello(encode_hello(hello)) == hello
+
+
+def test_a_request_survives() -> None:
+    request = BlockRequest("train", 3, 1, (4, 7), ARRAYS)
+    again = decode_request(encode_request(request, encode_arrays(ARRAYS)))
+    assert (again.stage, again.round, again.block, again.client_ids) == ("train", 3, 1, (4, 7))
+    torch.testing.assert_close(again.params, ARRAYS, rtol=0, atol=0)
+
+
+def test_a_partial_survives() -> None:
+    again = decode_partial(encode_partial(PARTIAL))
+    torch.testing.assert_close(again.sums["delta"].arrays, ARRAYS, rtol=0, atol=0)
+    assert again.sums["stats"] == Sum({}, 12.0)
+    assert again.rows[1] == Row(
+        9, 4, {"loss": pytest.approx(float("nan"), nan_ok=True)}, "refused", "delta.w: holds NaN"
+    )
+
+
+def broken(change: Callable[[RecordDict], Any]) -> RecordDict:
+    content = encode_partial(PARTIAL)
+    change(content)
+    return content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.pop("rows"),
+        lambda c: c.pop("weights"),
+        lambda c: c.pop("sum.delta"),
+        lambda c: c["rows"].pop("status"),
+        lambda c: c["rows"].update(client_id=[1]),
+        lambda c: c["rows"].update(client_id=["a", "b"]),
+        lambda c: c["rows"].update(status=["ok", "fine"]),
+        lambda c: c["rows"].update(examples=3),
+        lambda c: c["weights"].update(delta="many"),
+        lambda c: c["sum.delta"].update(w=Array("float32", (2,), "numpy.ndarray", b"junk")),
+    ],
+)
+def test_a_malformed_partial_is_our_error(change: Callable[[RecordDict], Any]) -> None:
+    with pytest.raises(UpdateError):
+        decode_partial(broken(change))
+
+
+@given(st.binary(max_size=300))
+@settings(deadline=None)
+def test_no_bytes_make_the_decoder_do_anything_but_answer_or_refuse(data: bytes) -> None:
+    record = ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", data)})
+    content = RecordDict(
+        {"rows": ConfigRecord({}), "weights": ConfigRecord({"delta": 1.0}), "sum.delta": record}
+    )
+    with pytest.raises(UpdateError):
+        decode_partial(content)
+
+
+def test_nothing_is_unpickled() -> None:
+    file = io.BytesIO()
+    np.save(file, np.array([object()]), allow_pickle=True)
+    array = Array("object", (1,), "numpy.ndarray", file.getvalue())
+    with pytest.raises(UpdateError, match="pickle"):
+        decode_partial(broken(lambda c: c["sum.delta"].update(w=array)))
