@@ -1,4 +1,8 @@
-"""The ClientApp: answers hello, trains blocks. The same object runs in every engine."""
+"""The ClientApp: answers hello, trains blocks. The same object runs in every engine.
+
+Handlers and caches stand at module level because Flower's simulation sends them to its workers by
+name: what is defined inside a function would not travel.
+"""
 
 from __future__ import annotations
 
@@ -13,34 +17,24 @@ from clients.trainer import Training, train_block
 from shared_models.config import BUILTIN, parse_config
 from shared_models.wire import HELLO, TRAIN_BLOCK, decode_request, encode_hello, encode_partial
 
+app = ClientApp()
 
-def make_app() -> ClientApp:
-    """Returns a ClientApp that keeps its data and its stage between messages."""
-    client_app = ClientApp()
 
-    @functools.lru_cache(maxsize=1)
-    def host_of(config: str, place: int | None, places: int) -> Host:
-        return open_host(parse_config(config, "run config"), place, places)
+@app.query(HELLO.removeprefix("query."))
+def answer_hello(message: Message, context: Context) -> Message:
+    """Answers which clients this node hosts."""
+    return Message(encode_hello(_host(*_who(context)).hello()), reply_to=message)
 
-    @functools.lru_cache(maxsize=1)
-    def training_of(config: str, stage: str, place: int | None, places: int) -> Training:
-        return host_of(config, place, places).training(stage)
 
-    @client_app.query(HELLO.removeprefix("query."))
-    def hello(message: Message, context: Context) -> Message:
-        return Message(encode_hello(host_of(*_who(context)).hello()), reply_to=message)
-
-    @client_app.train(TRAIN_BLOCK.removeprefix("train."))
-    def block(message: Message, context: Context) -> Message:
-        # More threads would change the order of sums, and so the bytes; workers scale instead.
-        torch.set_num_threads(1)
-        config, place, places = _who(context)
-        request = decode_request(message.content)
-        training = training_of(config, request.stage, place, places)
-        partial = train_block(training, request, host_of(config, place, places).data_of)
-        return Message(encode_partial(partial), reply_to=message)
-
-    return client_app
+@app.train(TRAIN_BLOCK.removeprefix("train."))
+def answer_block(message: Message, context: Context) -> Message:
+    """Trains a block of clients and answers with their partial."""
+    # More threads would change the order of sums, and so the bytes; workers scale instead.
+    torch.set_num_threads(1)
+    who = _who(context)
+    request = decode_request(message.content)
+    partial = train_block(_training(request.stage, *who), request, _host(*who).data_of)
+    return Message(encode_partial(partial), reply_to=message)
 
 
 def _who(context: Context) -> tuple[str, int | None, int]:
@@ -52,4 +46,11 @@ def _who(context: Context) -> tuple[str, int | None, int]:
     return config, place, int(context.node_config["num-partitions"])
 
 
-app = make_app()
+@functools.lru_cache(maxsize=1)
+def _host(config: str, place: int | None, places: int) -> Host:
+    return open_host(parse_config(config, "run config"), place, places)
+
+
+@functools.lru_cache(maxsize=1)
+def _training(stage: str, config: str, place: int | None, places: int) -> Training:
+    return _host(config, place, places).training(stage)

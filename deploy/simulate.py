@@ -48,16 +48,16 @@ def simulate(
 def _learn(config: Config, path: Path, observe: Observer, *, resume: bool) -> None:
     from flwr.app import Context, RecordDict
 
-    from clients.app import make_app as make_client_app
+    from clients.app import app as client_app
     from deploy.engines.inline import InlineGrid, RunConfig
-    from server.app import make_app as make_server_app
+    from server.app import make_app
 
     run_config: RunConfig = {"config": to_toml(config), "out": str(path), "resume": resume}
-    grid = InlineGrid(make_client_app(), run_config)
+    grid = InlineGrid(client_app, run_config)
     context = Context(
         run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
     )
-    make_server_app(observe)(grid, context)
+    make_app(observe)(grid, context)
 
 
 def export_stage(

@@ -119,8 +119,10 @@ def _collect(
 ) -> tuple[Fold, float]:
     """Folds the replies as they come; returns also the seconds spent waiting for them."""
     expected = Expected(state.params, run.roles, run.stage.max_update_norm)
-    fold, waited = Fold(run.aggregator.init()), 0.0
+    fold = Fold(run.aggregator.init())
+    asked = time.perf_counter()
     replies = send(requests)
+    waited = time.perf_counter() - asked
     for request in requests:
         asked = time.perf_counter()
         reply = next(replies)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 
-from clients.trainer import batches, train_block
+from clients.trainer import ClientData, batches, train_block
 from server.coordinator import begin_stage, make_requests, run_round
 from server.population import merge_hellos
 from server.sampling import cut_blocks, sample_cohort
@@ -16,7 +17,7 @@ from shared_models.errors import RoundError
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
 from shared_models.partial import Partial, Row, Sum
 from shared_models.randomness import generator
-from tests.in_memory import opened, send_to
+from tests.in_memory import Tamper, opened, send_to
 from tests.plain_twin import train_locally, weighted_average
 
 FLOAT64 = "plan.dtype=float64"
@@ -78,11 +79,11 @@ def test_one_bad_client_is_named_and_the_round_goes_on() -> None:
     _, host, run = opened()
     victim = make_requests(run, begin_stage(run, host.task.build(0)))[0].client_ids[1]
 
-    def data_of(client_id: int):  # type: ignore[no-untyped-def]
+    def data_of(client_id: int) -> ClientData:
         data = host.data_of(client_id)
         return replace(data, x=data.x * float("nan")) if client_id == victim else data
 
-    def send(requests):  # type: ignore[no-untyped-def]
+    def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         for request in requests:
             yield train_block(host.training("train"), request, data_of)
 
@@ -97,7 +98,7 @@ def test_a_client_without_data_fails_alone() -> None:
     _, host, run = opened()
     request = make_requests(run, begin_stage(run, host.task.build(0)))[0]
 
-    def data_of(client_id: int):  # type: ignore[no-untyped-def]
+    def data_of(client_id: int) -> ClientData:
         if client_id == request.client_ids[0]:
             raise OSError("sensor unplugged")
         return host.data_of(client_id)
@@ -107,12 +108,12 @@ def test_a_client_without_data_fails_alone() -> None:
     assert all(row.status == "ok" for row in others)
 
 
-def lie(change: object) -> object:
+def lie(change: Callable[[Partial], Reply]) -> Tamper:
     """Returns a tamper that applies `change` to the first block's partial."""
 
     def tamper(request: BlockRequest, reply: Reply) -> Reply:
         assert isinstance(reply, Partial)
-        return change(reply) if request.block == 0 else reply  # type: ignore[operator, no-any-return]
+        return change(reply) if request.block == 0 else reply
 
     return tamper
 
@@ -122,7 +123,7 @@ def with_delta(partial: Partial, arrays: dict[str, torch.Tensor]) -> Partial:
     return replace(partial, sums={**partial.sums, "delta": Sum(arrays, part.weight)})
 
 
-LIES = {
+LIES: dict[str, Callable[[Partial], Reply]] = {
     "nan": lambda p: with_delta(
         p, {n: t * float("nan") for n, t in p.sums["delta"].arrays.items()}
     ),
@@ -142,7 +143,7 @@ LIES = {
 def test_a_lying_block_is_refused_whole_and_the_others_count(kind: str) -> None:
     _, host, run = opened()
     state = begin_stage(run, host.task.build(0))
-    tampered = run_round(run, state, send_to(host, lie(LIES[kind])), ignore)  # type: ignore[arg-type]
+    tampered = run_round(run, state, send_to(host, lie(LIES[kind])), ignore)
     assert tampered.record.clients_failed == 4
     assert all(failure.reason for failure in tampered.record.failures)
     assert all(torch.isfinite(t).all() for t in tampered.state.params.values())

@@ -117,8 +117,8 @@ def test_a_changed_file_fails_verify(
 
 def test_a_changed_reference_fails_verify(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with np.load(copied / "reference.npz") as file:
-        arrays = {**file}
-    np.savez(copied / "reference.npz", **{**arrays, "y": arrays["y"][::-1]})  # type: ignore[arg-type]
+        x, y, logits = file["x"], file["y"], file["logits"]
+    np.savez(copied / "reference.npz", x=x, y=y[::-1], logits=logits)
     assert run(["verify", str(copied / "model-int8.onnx")]) == 1
     assert "reference.npz" in capsys.readouterr().err
 
@@ -152,8 +152,9 @@ def test_the_gate_fails_the_run_and_keeps_the_files(
     # Calibrated on blank images, the activation ranges are too narrow for real ones.
     test = load_dataset("digits").test
     assert test is not None
-    blank = {"x": np.zeros((50, 8, 8)), "y": np.arange(50) % 10}
-    np.savez(tmp_path / "blank.npz", **blank, x_test=test.x[np.arange(359)], y_test=test.y)
+    x, y = np.zeros((50, 8, 8)), np.arange(50) % 10
+    images = test.x[np.arange(359)]
+    np.savez(tmp_path / "blank.npz", x=x, y=y, x_test=images, y_test=test.y)
     text = (again / "config.toml").read_text()
     named = text.replace("[data]", f'[data]\nname = "{tmp_path / "blank.npz"}"')
     (again / "config.toml").write_text(named)
