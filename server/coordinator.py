@@ -161,7 +161,9 @@ def _record(
     seconds: Seconds,
 ) -> RoundRecord:
     good = [row for row in fold.rows if row.status == "ok"]
-    bad = [Failure(row.client_id, row.status, row.reason) for row in fold.rows if row not in good]
+    bad = [
+        Failure(row.client_id, row.status, row.reason) for row in fold.rows if row.status != "ok"
+    ]
     return RoundRecord(
         stage=state.stage,
         round=state.round,

@@ -56,7 +56,9 @@ class Run:
 def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
     """Returns a new run folder, or with `resume` the one that holds this very run."""
     folder = RunFolder(path)
-    if resume and path.exists():
+    if resume and path.is_dir():
+        folder.remove_leftovers()
+    if resume and path.is_dir() and any(path.iterdir()):
         folder.require_same(config)
     else:
         folder.create(config)

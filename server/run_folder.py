@@ -11,7 +11,7 @@ from typing import Any
 from server.records import RoundRecord, record_from_json
 from shared_models.config import Config, parse_config, to_toml
 from shared_models.errors import CheckpointError, InputError
-from shared_models.files import write_atomic, write_json
+from shared_models.files import TEMPORARY, write_atomic, write_json
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,16 @@ class RunFolder:
                 f"{self.path}: already exists; choose another --out, or add --resume to continue it"
             )
         try:
-            self.checkpoints.mkdir(parents=True)
             write_atomic(self.config_file, to_toml(config).encode())
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise InputError(
                 f"{self.path}: cannot be made: {error.strerror}; choose another --out"
             ) from None
+
+    def remove_leftovers(self) -> None:
+        """Removes the temporary files of a process that was killed while it wrote."""
+        for path in self.path.rglob(f".*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
 
     def require_same(self, config: Config) -> None:
         """Raises `InputError` unless the folder holds a run of exactly this config."""

@@ -93,7 +93,7 @@ class Plan(_Table):
 class TrainStage(_Table):
     """Supervised federated training."""
 
-    name: Name
+    name: Name = "train"
     kind: Literal["train"]
     rounds: Count
     clients_per_round: Count
@@ -230,7 +230,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 def _descend(table: Any, part: str, override: str) -> Any:
     if isinstance(table, list):
-        named = {stage.get("name"): stage for stage in table if isinstance(stage, dict)}
+        named = {_stage_name(stage): stage for stage in table if isinstance(stage, dict)}
         if part not in named:
             names = [name for name in named if isinstance(name, str)]
             raise ConfigError(f"-s {override}: no stage {part!r}; {did_you_mean(part, names)}")
@@ -238,6 +238,11 @@ def _descend(table: Any, part: str, override: str) -> Any:
     if not isinstance(table, dict):
         raise ConfigError(f"-s {override}: {part!r} is inside a value, not a table")
     return table.setdefault(part, {})
+
+
+def _stage_name(stage: Mapping[str, Any]) -> Any:
+    """Returns a stage's name; one that has none is called by its kind."""
+    return stage.get("name", stage.get("kind"))
 
 
 def _scalar(text: str) -> Any:
@@ -312,7 +317,7 @@ def _key(location: Iterable[Any], values: Mapping[str, Any]) -> str:
     for part in location:
         if isinstance(part, int) and parts == ["stages"]:
             stage = values["stages"][part]
-            name = stage.get("name") if isinstance(stage, Mapping) else None
+            name = _stage_name(stage) if isinstance(stage, Mapping) else None
             parts.append(str(name or part))
         else:
             parts.append(str(part))

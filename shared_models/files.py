@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+TEMPORARY = ".tmp"
+
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Writes `content` to `path`: a crash leaves the old file or the new one, never a torn one.
@@ -15,7 +17,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises OSError (full disk, no permission) with the old file untouched and nothing left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)

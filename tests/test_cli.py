@@ -51,6 +51,15 @@ def test_the_command_line_starts_without_heavy_imports() -> None:
         subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
 
 
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert run(["--help"]) == 0
+    assert run([]) == 2
+    told = capsys.readouterr()
+    assert told.out.startswith("wildflower ")
+    assert "simulate" in told.err
+
+
 def test_models_are_listed_with_exact_sizes(capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {row["name"]: row["parameters"] for row in answer(capsys, "models")}
     assert sizes["mnist-cnn"] == 347_146

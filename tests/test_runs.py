@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from server.checkpoints import checkpoint_files
@@ -20,15 +20,22 @@ from shared_models.files import sha256_of
 LONG = ("-s", "stages.train.rounds=12")
 
 
-def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-c", "from deploy.cli import main; main()", *map(str, arguments)]
+# Lets no file grow beyond 20 KB: a write fails as it does on a full disk.
+FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+"""
 
 
-def wildflower(
-    *arguments: str | Path, before: Callable[[], None] | None = None
-) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str | Path, first: str = "") -> list[str]:
+    code = f"{first}\nfrom deploy.cli import main; main()"
+    return [sys.executable, "-c", code, *map(str, arguments)]
+
+
+def wildflower(*arguments: str | Path, first: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), capture_output=True, text=True, check=False, preexec_fn=before
+        command(*arguments, first=first), capture_output=True, text=True, check=False
     )
 
 
@@ -197,15 +204,11 @@ def test_wrong_words_on_the_command_line(digits_toml: Path, tmp_path: Path) -> N
 
 
 def refused_npz(digits_toml: Path, tmp_path: Path) -> str:
-    import numpy as np
-
     np.savez(tmp_path / "mine.npz", x=np.zeros((40, 8, 8)), y=np.arange(40) % 10)
     return refused("simulate", digits_toml, "-s", f"data.name={tmp_path / 'mine.npz'}")
 
 
 def test_ones_own_data_trains(digits_toml: Path, tmp_path: Path) -> None:
-    import numpy as np
-
     x, y = np.random.default_rng(0).random((40, 8, 8)), np.arange(40) % 10
     np.savez(tmp_path / "mine.npz", x=x, y=y, client_id=np.arange(40) % 5)
     text = digits_toml.read_text().replace(
@@ -218,16 +221,10 @@ def test_ones_own_data_trains(digits_toml: Path, tmp_path: Path) -> None:
     assert (summary["clients"], summary["stages"][0]["eval"]) == (5, None)
 
 
-def full_disk() -> None:
-    """Lets no file grow beyond 20 KB; the write fails as it does on a full disk."""
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-
 def test_a_write_that_fails_loses_nothing(digits_toml: Path, tmp_path: Path) -> None:
     alone = simulate(digits_toml, tmp_path / "alone")
     out = tmp_path / "run"
-    done = wildflower("simulate", digits_toml, "--out", out, before=full_disk)
+    done = wildflower("simulate", digits_toml, "--out", out, first=FULL_DISK)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: ")

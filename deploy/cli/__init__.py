@@ -6,8 +6,10 @@ Nothing imported here loads torch, flwr or ray; a verb that needs them imports t
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import click
 import typer
@@ -17,12 +19,31 @@ from shared_models.errors import Interrupted, WildflowerError
 
 app = typer.Typer(
     name="wildflower",
-    help="Federated training for edge devices: simulate, train, export, verify.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"wildflower {importlib.metadata.version('wildflower')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Federated training for edge devices: simulate, train, export, verify."""
+
+
 app.command()(simulate.simulate)
 app.command()(export.export)
 app.command()(export.verify)
