@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.events import Observer
+from deploy.events import ArtefactMeasured, ExportStarted, Observer
 from server.run_folder import RunFolder
 from server.summary import peak_rss_mb
 from shared_models.config import Config, ExportStage, to_toml
@@ -26,21 +25,14 @@ _OFFLINE = {
 }
 
 
-def simulate(
-    config: Config,
-    path: Path,
-    *,
-    resume: bool,
-    observe: Observer,
-    exported: Callable[[Artefact], None],
-) -> RunFolder:
+def simulate(config: Config, path: Path, observe: Observer, *, resume: bool) -> RunFolder:
     """Runs all stages of a config into the folder `path`; `resume` goes on where it stopped."""
     began = time.time()
     os.environ.update(_OFFLINE)
     _learn(config, path, observe, resume=resume)
     folder = RunFolder(path)
     for stage in config.export_stages:
-        export_stage(folder, stage, exported)
+        export_stage(folder, stage, observe)
     folder.update_summary(status="done", total_s=time.time() - began, peak_rss_mb=peak_rss_mb())
     return folder
 
@@ -60,9 +52,7 @@ def _learn(config: Config, path: Path, observe: Observer, *, resume: bool) -> No
     make_app(observe)(grid, context)
 
 
-def export_stage(
-    folder: RunFolder, stage: ExportStage, exported: Callable[[Artefact], None]
-) -> tuple[Artefact, ...]:
+def export_stage(folder: RunFolder, stage: ExportStage, observe: Observer) -> tuple[Artefact, ...]:
     """Runs one export stage on a finished run folder and adds it to the summary."""
     from deploy.export.exporter import export_run
 
@@ -70,8 +60,9 @@ def export_stage(
 
     def keep(artefact: Artefact) -> None:
         made.append(artefact)
-        exported(artefact)
+        observe(ArtefactMeasured(artefact))
 
+    observe(ExportStarted(stage.name))
     try:
         export_run(folder, stage, keep)
     except ExportError as error:

@@ -24,7 +24,7 @@ def print_table(
     """Prints rows as a table; columns whose name ends in a space are aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right" if column.endswith(" ") else "left")
+        table.add_column(column.strip(), justify="right" if column.endswith(" ") else "left")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     console().print(table)

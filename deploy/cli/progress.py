@@ -19,7 +19,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from server.events import BlockFinished, Event, Notice, RoundFinished, StageStarted
+from deploy.events import ArtefactMeasured, Event, ExportStarted
+from server.events import BlockFinished, RoundFinished, StageStarted
 from server.plain import describe, describe_round
 from server.records import RoundRecord
 
@@ -33,10 +34,10 @@ class Display:
     """An observer that shows events; a context manager, so that the terminal is left as it was."""
 
     def __init__(self, console: Console) -> None:
-        self._console = console
         self._live = console.is_terminal
         self._bar = TaskID(0)
         self._rounds = 0
+        self._evaluation = ""
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -66,18 +67,24 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
-        if not self._live:
-            line = describe(event)
-            if line:
-                self._console.print(line, markup=False)
-        elif isinstance(event, StageStarted):
+        if isinstance(event, ExportStarted):
+            # The exporters silence the terminal while they work: no bar may be drawn meanwhile.
+            self._progress.stop()
+            self._say(f"{event.stage}: converting, quantizing, measuring")
+        elif isinstance(event, ArtefactMeasured):
+            artefact = event.artefact
+            self._say(f"exported {artefact.file}, accuracy {artefact.parity.accuracy:.4f}")
+        elif self._live and isinstance(event, StageStarted):
             self._start(event)
-        elif isinstance(event, BlockFinished):
+        elif self._live and isinstance(event, BlockFinished):
             self._progress.advance(self._bar, event.clients)
-        elif isinstance(event, RoundFinished):
+        elif self._live and isinstance(event, RoundFinished):
             self._finish_round(event.record)
-        elif isinstance(event, Notice):
-            self._progress.console.print(describe(event), markup=False)
+        elif line := describe(event):
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._progress.console.print(line, markup=False)
 
     def _start(self, event: StageStarted) -> None:
         self._rounds = event.rounds
@@ -89,14 +96,14 @@ class Display:
         )
 
     def _finish_round(self, record: RoundRecord) -> None:
-        told = [f"loss {record.train_loss:.3f}"] if record.train_loss is not None else []
-        told += [
-            f"{name} {value:.4f}" for name, value in (record.eval or {}).items() if name != "loss"
-        ]
+        loss = f"loss {record.train_loss:.3f} " if record.train_loss is not None else ""
+        if record.eval:  # not every round has one; the last stays in view
+            measured = [f"{name} {value:.4f}" for name, value in record.eval.items()]
+            self._evaluation = ", ".join(told for told in measured if not told.startswith("loss"))
         self._progress.update(
             self._bar,
             description=f"{record.stage} {record.round}/{self._rounds}",
-            told=" ".join(told),
+            told=loss + self._evaluation,
         )
         if record.failures:
-            self._progress.console.print(describe_round(record), markup=False)
+            self._say(describe_round(record))

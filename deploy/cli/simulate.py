@@ -87,13 +87,7 @@ def _run_now(config: Config, folder: RunFolder, resume: bool, as_json: bool) -> 
     screen = console(stderr=as_json)
     screen.print(f"{config.name}: run folder {folder.path}", markup=False)
     with Display(screen) as display:
-        run_stages(
-            config,
-            folder.path,
-            resume=resume,
-            observe=display,
-            exported=lambda artefact: screen.print(f"exported {artefact.file}", markup=False),
-        )
+        run_stages(config, folder.path, display, resume=resume)
     return folder.summary()
 
 
