@@ -22,8 +22,12 @@ app = ClientApp()
 
 @app.query(HELLO.removeprefix("query."))
 def answer_hello(message: Message, context: Context) -> Message:
-    """Answers which clients this node hosts."""
-    return Message(encode_hello(_host(*_who(context)).hello()), reply_to=message)
+    """Answers which clients this node hosts: all, or its part of a simulated federation."""
+    host = _host(_config(context))
+    if "partition-id" in context.node_config:
+        place, places = (context.node_config[key] for key in ("partition-id", "num-partitions"))
+        host = host.part(int(place), int(places))
+    return Message(encode_hello(host.hello()), reply_to=message)
 
 
 @app.train(TRAIN_BLOCK.removeprefix("train."))
@@ -31,26 +35,21 @@ def answer_block(message: Message, context: Context) -> Message:
     """Trains a block of clients and answers with their partial."""
     # More threads would change the order of sums, and so the bytes; workers scale instead.
     torch.set_num_threads(1)
-    who = _who(context)
+    config = _config(context)
     request = decode_request(message.content)
-    partial = train_block(_training(request.stage, *who), request, _host(*who).data_of)
+    partial = train_block(_training(config, request.stage), request, _host(config).data_of)
     return Message(encode_partial(partial), reply_to=message)
 
 
-def _who(context: Context) -> tuple[str, int | None, int]:
-    """Returns the run's config and which part of the population this node hosts (None: any)."""
-    config = str(context.run_config.get("config") or BUILTIN)
-    if "partition-id" not in context.node_config:
-        return config, None, 1
-    place = int(context.node_config["partition-id"])
-    return config, place, int(context.node_config["num-partitions"])
+def _config(context: Context) -> str:
+    return str(context.run_config.get("config") or BUILTIN)
 
 
 @functools.lru_cache(maxsize=1)
-def _host(config: str, place: int | None, places: int) -> Host:
-    return open_host(parse_config(config, "run config"), place, places)
+def _host(config: str) -> Host:
+    return open_host(parse_config(config, "run config"))
 
 
 @functools.lru_cache(maxsize=1)
-def _training(stage: str, config: str, place: int | None, places: int) -> Training:
-    return _host(config, place, places).training(stage)
+def _training(config: str, stage: str) -> Training:
+    return _host(config).training(stage)

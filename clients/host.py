@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -18,8 +17,7 @@ from shared_models.messages import Hello
 from shared_models.optimizers import Optimizer, clip_by_norm, sgd
 from shared_models.task import Task
 from shared_models.tasks import load_task
-
-_REPORTED = ("wildflower", "torch", "numpy", "flwr")
+from shared_models.versions import versions
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,12 @@ class Host:
             tuple(sizes[client_id] for client_id in self.client_ids),
             self.shared,
             self.dataset.digest(),
-            {name: importlib.metadata.version(name) for name in _REPORTED},
+            versions(),
         )
+
+    def part(self, place: int, places: int) -> Host:
+        """Returns the host of every `places`-th client: one of `places` nodes."""
+        return replace(self, client_ids=self.client_ids[place::places], shared=False)
 
     def data_of(self, client_id: int) -> ClientData:
         """Returns one client's examples as model input."""
@@ -66,14 +68,13 @@ class Host:
         )
 
 
-def open_host(config: Config, place: int | None = None, places: int = 1) -> Host:
-    """Loads the node's data. `place` of `places` nodes hosts every `places`-th client, None any."""
+def open_host(config: Config) -> Host:
+    """Loads the population's data, for a node that may train any of its clients."""
     task = load_task(config.task)
     dataset = load_task_data(task, config.data.name, config.data.root)
     whole = partition(dataset.train, config.data, config.seed)
     ids = tuple(whole.client_ids.tolist())
-    hosted = ids if place is None else ids[place::places]
-    return Host(config, task, dataset, whole, hosted, shared=place is None)
+    return Host(config, task, dataset, whole, ids, shared=True)
 
 
 def local_optimizer(stage: TrainStage) -> Optimizer:

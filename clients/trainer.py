@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared_models.arrays import Arrays, Role, add, cast, with_role
-from shared_models.checks import SUM_ROLES, check_update
-from shared_models.errors import UpdateError
+from shared_models.arrays import Arrays, Role, add, in_dtype, with_role
+from shared_models.checks import check_metrics, check_update
+from shared_models.errors import UpdateError, one_line
 from shared_models.messages import BlockRequest
 from shared_models.objectives import Batch, Objective, Sums
 from shared_models.partial import Partial, Row, Sum
@@ -48,20 +48,19 @@ def train_block(
     A client whose training raises is `failed`, one whose update does not pass `check_update` is
     `refused`; neither is summed, both are named in the rows.
     """
-    server = _in_dtype(request.params, training.dtype)
-    sums = {name: _zero(server, training.roles, role) for name, role in SUM_ROLES.items()}
+    server = in_dtype(request.params, training.dtype)
+    specs = training.objective.sums
+    sums = {name: _zero(server, training.roles, spec.role) for name, spec in specs.items()}
     rows = []
     for client_id in request.client_ids:
         update, row = _train_and_check(training, request, server, client_id, data_of)
         rows.append(row)
         if update is not None:
-            sums = {name: _accumulate(sums[name], update[name], row.examples) for name in sums}
+            sums = {
+                name: _accumulate(sums[name], update[name], spec.weigh(row.examples))
+                for name, spec in specs.items()
+            }
     return Partial(sums, tuple(rows))
-
-
-def _in_dtype(arrays: Arrays, dtype: torch.dtype) -> Arrays:
-    floating = {name: t for name, t in arrays.items() if t.is_floating_point()}
-    return {**arrays, **cast(floating, dtype)}
 
 
 def _zero(server: Arrays, roles: Mapping[str, Role], role: Role) -> Sum:
@@ -84,12 +83,17 @@ def _train_and_check(
     try:
         data = data_of(client_id)
         examples = len(data.y)
+        if examples == 0:
+            raise UpdateError("the client has no examples")
         update, metrics = train_client(training, request, server, client_id, data)
-        check_update(update, examples, server, training.roles, training.max_update_norm)
+        specs = training.objective.sums
+        check_update(update, specs, server, training.roles, training.max_update_norm)
+        check_metrics(metrics)
     except UpdateError as error:
-        return None, Row(client_id, examples, {}, "refused", str(error))
+        return None, Row(client_id, examples, {}, "refused", one_line(str(error)))
     except Exception as error:  # one client's fault must not take its block down
-        return None, Row(client_id, examples, {}, "failed", f"{type(error).__name__}: {error}")
+        reason = one_line(f"{type(error).__name__}: {error}")
+        return None, Row(client_id, examples, {}, "failed", reason)
     return update, Row(client_id, examples, metrics)
 
 
@@ -97,25 +101,32 @@ def train_client(
     training: Training, request: BlockRequest, server: Arrays, client_id: int, data: ClientData
 ) -> tuple[Sums, dict[str, float]]:
     """Runs one client's local epochs; returns its sums and each metric's mean over examples."""
-    objective = training.objective
-    rng = generator(training.seed, request.stage, request.round, client_id, "local")
-    local = objective.begin(server, {})
+    objective, key = training.objective, (request.stage, request.round, client_id)
+    order = generator(training.seed, *key, "order")
+    noise = generator(training.seed, *key, "noise")
+    everything = as_batch(data, training.dtype)
+    local = objective.begin(server, {}, everything)
     totals: dict[str, float] = {}
-    for batch in batches(data, training, rng):
-        local, metrics = objective.step(local, batch, objective.draw(rng, batch))
+    for index in batch_indices(len(data.y), training.epochs, training.batch_size, order):
+        batch = Batch(everything.x[index], everything.y[index])
+        local, metrics = objective.step(local, batch, objective.draw(noise, batch))
         for name, value in metrics.items():
-            totals[name] = totals.get(name, 0.0) + float(value) * len(batch.y)
-    update, _ = objective.end(local)
-    seen = max(1, training.epochs * len(data.y))
-    return update, {name: total / seen for name, total in totals.items()}
+            totals[name] = totals.get(name, 0.0) + float(value) * len(index)
+    update, _, told = objective.end(local)
+    means = {name: total / (training.epochs * len(data.y)) for name, total in totals.items()}
+    return update, {**means, **{name: float(value) for name, value in told.items()}}
 
 
-def batches(data: ClientData, training: Training, rng: np.random.Generator) -> Iterator[Batch]:
-    """Yields the shuffled batches of every epoch; the last of an epoch may be smaller."""
+def as_batch(data: ClientData, dtype: torch.dtype) -> Batch:
+    """Returns all of a client's examples as tensors, floating input in `dtype`."""
     x = torch.from_numpy(data.x)
-    x = x.to(training.dtype) if x.is_floating_point() else x
-    y = torch.from_numpy(data.y)
-    for _ in range(training.epochs):
-        order = torch.from_numpy(rng.permutation(len(y)))
-        for index in torch.split(order, training.batch_size):
-            yield Batch(x[index], y[index])
+    return Batch(x.to(dtype) if x.is_floating_point() else x, torch.from_numpy(data.y))
+
+
+def batch_indices(
+    examples: int, epochs: int, batch_size: int, order: np.random.Generator
+) -> Iterator[torch.Tensor]:
+    """Yields the positions of every shuffled batch; the last of an epoch may be smaller."""
+    for _ in range(epochs):
+        shuffled = torch.from_numpy(order.permutation(examples))
+        yield from torch.split(shuffled, batch_size)

@@ -25,15 +25,27 @@ _OFFLINE = {
 }
 
 
+def check(config: Config) -> None:
+    """Raises `InputError` or `DataError` when a run could not even start; nothing is written."""
+    from clients.host import open_host
+    from server.evaluation import evaluation_split, pick_device
+
+    host = open_host(config)
+    evaluation_split(config, host.task)
+    pick_device(config.evaluate.device)
+
+
 def simulate(config: Config, path: Path, observe: Observer, *, resume: bool) -> RunFolder:
     """Runs all stages of a config into the folder `path`; `resume` goes on where it stopped."""
     began = time.time()
     os.environ.update(_OFFLINE)
     _learn(config, path, observe, resume=resume)
     folder = RunFolder(path)
-    for stage in config.export_stages:
-        export_stage(folder, stage, observe)
-    folder.update_summary(status="done", total_s=time.time() - began, peak_rss_mb=peak_rss_mb())
+    if config.export_stage is not None:
+        export_stage(folder, config.export_stage, observe)
+    folder.update_summary(
+        status="done", reason=None, total_s=time.time() - began, peak_rss_mb=peak_rss_mb()
+    )
     return folder
 
 
@@ -63,14 +75,18 @@ def export_stage(folder: RunFolder, stage: ExportStage, observe: Observer) -> tu
         observe(ArtefactMeasured(artefact))
 
     observe(ExportStarted(stage.name))
-    try:
-        export_run(folder, stage, keep)
-    except ExportError as error:
-        folder.update_summary(status="failed", reason=str(error), artefacts=_told(made))
-        raise
-    folder.update_summary(artefacts=_told(made))
+    with folder.held():
+        try:
+            export_run(folder, stage, keep)
+        except ExportError as error:
+            told = _told(folder, made)
+            folder.update_summary(status="failed", reason=str(error), artefacts=told)
+            raise
+        folder.update_summary(status="done", reason=None, artefacts=_told(folder, made))
     return tuple(made)
 
 
-def _told(artefacts: list[Artefact]) -> list[dict[str, object]]:
-    return [asdict(artefact) for artefact in artefacts]
+def _told(folder: RunFolder, made: list[Artefact]) -> list[dict[str, object]]:
+    """Returns the artefacts of the summary with new ones in the place of old."""
+    known = {told["file"]: told for told in folder.summary().get("artefacts", [])}
+    return list({**known, **{artefact.file: asdict(artefact) for artefact in made}}.values())

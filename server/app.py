@@ -10,10 +10,10 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from server.events import Observer
+from server.events import Notice, Observer
 from server.plain import print_event
 from server.run import Transport, learn, open_run
-from server.run_folder import next_run_folder
+from server.run_folder import new_run_folder
 from shared_models.config import BUILTIN, parse_config
 from shared_models.errors import RoundError, UpdateError
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
@@ -38,8 +38,11 @@ def make_app(observe: Observer = print_event) -> ServerApp:
         torch.set_num_threads(1)  # as in the workers: one engine may not sum in another order
         settings = context.run_config
         config = parse_config(str(settings.get("config") or BUILTIN), "run config")
-        out = str(settings.get("out") or next_run_folder(Path("runs"), config.name))
-        folder = open_run(config, Path(out), resume=bool(settings.get("resume")))
+        given = settings.get("out")
+        out = Path(str(given)) if given else new_run_folder(Path("runs"), config.name)
+        folder = open_run(config, out, resume=bool(settings.get("resume")))
+        if not given:
+            observe(Notice(f"run folder {out.absolute()}"))
         learn(config, folder, make_transport(grid), observe)
 
     return server_app
@@ -52,14 +55,17 @@ def make_transport(grid: Grid) -> Transport:
     def hello() -> Mapping[int, Hello]:
         questions = [Message(RecordDict(), node, HELLO) for node in nodes]
         answers = grid.send_and_receive(questions)
-        return {answer.metadata.src_node_id: _hello(answer) for answer in answers}
+        hellos = {answer.metadata.src_node_id: _hello(answer) for answer in answers}
+        if silent := sorted(set(nodes) - set(hellos)):
+            raise RoundError(f"nodes {silent} did not answer; restart or remove them")
+        return hellos
 
     def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         asked = list(requests)
         answers = grid.send_and_receive(_messages(asked, nodes))
         return _in_order(len(asked), answers)
 
-    return Transport(hello, send)
+    return Transport(hello, send, getattr(grid, "engine", "flower"))
 
 
 def _wait_for_nodes(grid: Grid) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ def save_checkpoint(folder: Path, stage_number: int, checkpoint: Checkpoint, kee
     metadata = {
         "state": json.dumps({"stage": state.stage, "round": state.round}),
         "record": checkpoint.record.to_json(),
-        "sha256": digest(arrays),
     }
+    metadata["sha256"] = _checksum(arrays, metadata)
     path = folder / f"{stage_number:02d}-{state.stage}-{state.round:06d}.safetensors"
     write_atomic(path, serialize(arrays, metadata))
     for old in checkpoint_files(folder)[:-keep]:
@@ -68,8 +69,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     arrays = load_arrays(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
-    if metadata.get("sha256") != digest(arrays):
-        raise CheckpointError(f"{path}: damaged: its arrays do not match its checksum")
+    if metadata.pop("sha256", None) != _checksum(arrays, metadata):
+        raise CheckpointError(f"{path}: damaged: its content does not match its checksum")
     try:
         about = json.loads(metadata["state"])
         record = record_from_json(metadata["record"])
@@ -80,6 +81,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from None
     population, cohort = (arrays[f"clients.{name}"].tolist() for name in ("population", "cohort"))
     return Checkpoint(state, record, tuple(population), tuple(cohort))
+
+
+def _checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
+    content = json.dumps([digest(arrays), sorted(metadata.items())])
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _flatten(checkpoint: Checkpoint) -> Arrays:

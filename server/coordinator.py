@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
-import torch
 
 from server.aggregators import Aggregator
 from server.aggregators.weighted_mean import weighted_mean
@@ -21,9 +21,9 @@ from server.state import ServerState
 from shared_models.arrays import Arrays, Role, add, cast, scaled, size_bytes, with_role
 from shared_models.config import Config, TrainStage
 from shared_models.errors import RoundError
-from shared_models.messages import BlockRequest, Send
+from shared_models.messages import BlockFailure, BlockRequest, Send
 from shared_models.optimizers import Optimizer, momentum, sgd
-from shared_models.partial import Row
+from shared_models.partial import STANDARD_SUMS, Row
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def run_round(run: StageRun, state: ServerState, send: Send, observe: Observer) 
 def make_requests(run: StageRun, state: ServerState) -> list[BlockRequest]:
     """Returns the next round's requests, one per block of its cohort."""
     number, stage, population = state.round + 1, run.stage, run.population
-    cohort = sample_cohort(
-        population.client_ids, stage.clients_per_round, run.config.seed, stage.name, number
-    )
+    attempt = 0
+    key = (stage.name, number, attempt)
+    cohort = sample_cohort(population.client_ids, stage.clients_per_round, run.config.seed, key)
     blocks = cut_blocks(cohort, run.config.plan.block_size, population.node_of)
     return [
-        BlockRequest(stage.name, number, place, client_ids, state.params, node)
+        BlockRequest(stage.name, number, attempt, place, client_ids, state.params, node)
         for place, (node, client_ids) in enumerate(blocks)
     ]
 
@@ -118,14 +118,20 @@ def _collect(
     observe: Observer,
 ) -> tuple[Fold, float]:
     """Folds the replies as they come; returns also the seconds spent waiting for them."""
-    expected = Expected(state.params, run.roles, run.stage.max_update_norm)
+    expected = Expected(
+        state.params,
+        run.roles,
+        STANDARD_SUMS,
+        run.population.examples_of,
+        run.stage.max_update_norm,
+    )
     fold = Fold(run.aggregator.init())
     asked = time.perf_counter()
     replies = send(requests)
     waited = time.perf_counter() - asked
     for request in requests:
         asked = time.perf_counter()
-        reply = next(replies)
+        reply = next(replies, BlockFailure("no reply came"))
         waited += time.perf_counter() - asked
         fold = fold_reply(run.aggregator, fold, request, reply, expected)
         observe(BlockFinished(run.stage.name, request.round, len(request.client_ids)))
@@ -150,7 +156,15 @@ def step(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
 
 def _evaluate(run: StageRun, state: ServerState) -> dict[str, float] | None:
     due = state.round % run.config.evaluate.every == 0 or state.round == run.stage.rounds
-    return run.evaluate(state.params) if run.evaluate is not None and due else None
+    if run.evaluate is None or not due:
+        return None
+    found = run.evaluate(state.params)
+    if not all(math.isfinite(value) for value in found.values()):
+        raise RoundError(
+            f"stage {state.stage!r}, round {state.round}: the model diverged ({found}); "
+            "lower local_learning_rate or server_learning_rate, or set local_clip_norm"
+        )
+    return found
 
 
 def _record(
@@ -194,9 +208,3 @@ def _nothing_usable(state: ServerState, rows: Sequence[Row]) -> str:
         f"stage {state.stage!r}, round {state.round + 1}: none of {len(rows)} clients returned a "
         f"usable update; client {first.client_id} {first.status}: {first.reason}"
     )
-
-
-def in_dtype(params: Arrays, dtype: torch.dtype) -> Arrays:
-    """Returns the arrays with the floating ones in the plan's dtype."""
-    floating = {name: tensor for name, tensor in params.items() if tensor.is_floating_point()}
-    return {**params, **cast(floating, dtype)}

@@ -24,7 +24,8 @@ def evaluation_split(config: Config, task: Task) -> Split | None:
     if asked == "none":
         return None
     if asked != "test":
-        split = load_dataset(asked).train
+        own = load_dataset(asked)
+        split = own.test or own.train
         check_fit(task, asked, split)
         return split
     dataset = load_task_data(task, config.data.name, config.data.root)

@@ -8,10 +8,10 @@ from typing import Any
 
 from server.aggregators import Aggregator
 from shared_models.arrays import Arrays, Role, scaled
-from shared_models.checks import SUM_ROLES, check_update
-from shared_models.errors import UpdateError
+from shared_models.checks import check_arrays, check_metrics, check_norm
+from shared_models.errors import UpdateError, one_line
 from shared_models.messages import BlockFailure, BlockRequest, Reply
-from shared_models.partial import Partial, Row, failed_rows
+from shared_models.partial import Partial, Row, SumSpec, bad_rows
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class Fold:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a fit partial looks like."""
+    """What a fit partial looks like; `examples` are the counts that the clients' hello told."""
 
     params: Arrays
     roles: Mapping[str, Role]
+    sums: Mapping[str, SumSpec]
+    examples: Mapping[int, int]
     max_update_norm: float
 
 
@@ -37,16 +39,18 @@ def fold_reply(
 ) -> Fold:
     """Returns the fold with one block's reply in it; a bad one leaves rows with the reason only."""
     if isinstance(reply, BlockFailure):
-        return replace(fold, rows=fold.rows + failed_rows(request.client_ids, reply.reason))
-    rows, size = reply.rows, fold.bytes_up + reply.size_bytes
+        reason = one_line(reply.reason)
+        return replace(fold, rows=fold.rows + bad_rows(request.client_ids, "failed", reason))
+    size = fold.bytes_up + reply.size_bytes
     try:
         check_partial(reply, request, expected)
     except UpdateError as error:
-        refused = tuple(Row(k, 0, {}, "refused", str(error)) for k in request.client_ids)
+        refused = bad_rows(request.client_ids, "refused", one_line(str(error)))
         return Fold(fold.aggregate, fold.rows + refused, size)
-    if not any(row.status == "ok" for row in rows):
-        return Fold(fold.aggregate, fold.rows + rows, size)
-    return Fold(aggregator.add(fold.aggregate, reply), fold.rows + rows, size)
+    rows = fold.rows + tuple(replace(row, reason=one_line(row.reason)) for row in reply.rows)
+    if not any(row.status == "ok" for row in reply.rows):
+        return Fold(fold.aggregate, rows, size)
+    return Fold(aggregator.add(fold.aggregate, reply), rows, size)
 
 
 def check_partial(partial: Partial, request: BlockRequest, expected: Expected) -> None:
@@ -54,17 +58,23 @@ def check_partial(partial: Partial, request: BlockRequest, expected: Expected) -
     told = tuple(row.client_id for row in partial.rows)
     if told != request.client_ids:
         raise UpdateError(f"partial is about clients {told}, asked were {request.client_ids}")
-    if set(partial.sums) != set(SUM_ROLES):
-        raise UpdateError(f"sums are {sorted(partial.sums)}, expected {sorted(SUM_ROLES)}")
-    if any(row.examples < 0 for row in partial.rows):
-        raise UpdateError("a client's number of examples is negative")
-    weight = sum(row.examples for row in partial.rows if row.status == "ok")
-    for name, part in partial.sums.items():
-        if part.weight != weight:
-            raise UpdateError(
-                f"{name}: weight is {part.weight}, its clients have {weight} examples"
-            )
-    if weight == 0:
-        return
-    means = {name: scaled(part.arrays, 1 / weight) for name, part in partial.sums.items()}
-    check_update(means, weight, expected.params, expected.roles, expected.max_update_norm)
+    good = [row for row in partial.rows if row.status == "ok"]
+    for row in good:
+        _check_row(row, expected.examples[row.client_id])
+    arrays = {name: part.arrays for name, part in partial.sums.items()}
+    check_arrays(arrays, expected.sums, expected.params, expected.roles)
+    for name, spec in expected.sums.items():
+        weight = sum(spec.weigh(row.examples) for row in good)
+        if partial.sums[name].weight != weight:
+            raise UpdateError(f"{name}: weight is {partial.sums[name].weight}, expected {weight}")
+    if good:
+        delta = partial.sums["delta"]
+        check_norm(scaled(delta.arrays, 1 / delta.weight), expected.max_update_norm)
+
+
+def _check_row(row: Row, examples: int) -> None:
+    if row.examples != examples or row.examples < 1:
+        raise UpdateError(
+            f"client {row.client_id} claims {row.examples} examples, its hello said {examples}"
+        )
+    check_metrics(row.metrics)

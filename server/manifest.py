@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
@@ -14,14 +13,13 @@ import torch
 
 from server.population import Population
 from shared_models.config import Config
+from shared_models.versions import versions
 
-_PACKAGES = ("wildflower", "flwr", "torch", "numpy", "ray", "onnx", "onnxruntime", "ai-edge-litert")
 
-
-def make_manifest(config: Config, population: Population) -> dict[str, Any]:
+def make_manifest(config: Config, population: Population, engine: str) -> dict[str, Any]:
     """Returns the manifest as plain values."""
     return {
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": versions(),
         "machine": {
             "platform": platform.platform(),
             "processor": platform.machine(),
@@ -29,11 +27,11 @@ def make_manifest(config: Config, population: Population) -> dict[str, Any]:
             "memory_bytes": psutil.virtual_memory().total,
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "engine": config.engine,
+        "engine": engine,
         "plan": {
             **config.plan.model_dump(),
             "threads": 1,
-            "block_map": "cohort" if population.node_of is None else "node",
+            **_block_map(population),
         },
         "population": {"clients": len(population), "examples": sum(population.examples)},
         "data_sha256": list(population.data_sha256),
@@ -41,15 +39,14 @@ def make_manifest(config: Config, population: Population) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Returns the versions of the packages that results depend on, where they are installed."""
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def _block_map(population: Population) -> dict[str, Any]:
+    """Returns the rule, and on a fleet who hosts whom: enough to cut the same blocks again."""
+    if population.node_of is None:
+        return {"block_map": "cohort"}
+    hosted: dict[int, list[int]] = {}
+    for client_id, node in population.node_of.items():
+        hosted.setdefault(node, []).append(client_id)
+    return {"block_map": "node", "nodes": sorted(sorted(ids) for ids in hosted.values())}
 
 
 def git_commit(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,11 @@ class Population:
     def __len__(self) -> int:
         return len(self.client_ids)
 
+    @functools.cached_property
+    def examples_of(self) -> Mapping[int, int]:
+        """How many examples each client said it has."""
+        return dict(zip(self.client_ids, self.examples, strict=True))
+
 
 def merge_hellos(hellos: Mapping[int, Hello]) -> Population:
     """Returns the union of what the nodes host.
@@ -30,6 +36,10 @@ def merge_hellos(hellos: Mapping[int, Hello]) -> Population:
     """
     if not any(hello.client_ids for hello in hellos.values()):
         raise RoundError("no node hosts a client; start clients, or check their data")
+    for node, hello in hellos.items():
+        for client_id, count in zip(hello.client_ids, hello.examples, strict=True):
+            if count < 1:
+                raise RoundError(f"node {node}: client {client_id} says it has {count} examples")
     kinds = {hello.shared for hello in hellos.values()}
     if len(kinds) > 1:
         raise RoundError("some nodes host their own clients and some can train any: use one kind")

@@ -48,7 +48,7 @@ class RoundRecord:
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON."""
-        return json.dumps(asdict(self))
+        return json.dumps(asdict(self), allow_nan=False)
 
 
 def record_from_json(line: str) -> RoundRecord:

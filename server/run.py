@@ -14,7 +14,6 @@ from server.coordinator import (
     RoundResult,
     StageRun,
     begin_stage,
-    in_dtype,
     make_stage_run,
     run_round,
 )
@@ -24,7 +23,7 @@ from server.manifest import make_manifest
 from server.population import Population, merge_hellos
 from server.run_folder import RunFolder
 from server.summary import summarize
-from shared_models.arrays import Arrays, roles_of, save_arrays
+from shared_models.arrays import Arrays, in_dtype, roles_of, save_arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError
 from shared_models.files import write_json
@@ -39,6 +38,7 @@ class Transport:
 
     hello: Callable[[], Mapping[int, Hello]]
     send: Send
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ class Run:
 def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
     """Returns a new run folder, or with `resume` the one that holds this very run."""
     folder = RunFolder(path)
-    if resume and path.is_dir():
-        folder.remove_leftovers()
-    if resume and path.is_dir() and any(path.iterdir()):
+    if resume and not folder.is_new():
         folder.require_same(config)
     else:
         folder.create(config)
@@ -67,6 +65,11 @@ def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
 
 def learn(config: Config, folder: RunFolder, transport: Transport, observe: Observer) -> None:
     """Runs the learning stages, going on from the newest checkpoint, and writes what they made."""
+    with folder.held():
+        _learn(config, folder, transport, observe)
+
+
+def _learn(config: Config, folder: RunFolder, transport: Transport, observe: Observer) -> None:
     began = time.time()
     task = load_task(config.task)
     run = Run(config, folder, transport, observe, task, _evaluator(config, task))
@@ -108,12 +111,13 @@ def _run_stage(
     run: Run, number: int, stage: TrainStage, params: Arrays, latest: Checkpoint | None
 ) -> Arrays:
     population = merge_hellos(run.transport.hello())
-    write_json(run.folder.manifest_file, make_manifest(run.config, population))
+    _write_manifest(run, population)
     roles = roles_of(run.task.model())
     stage_run = make_stage_run(run.config, stage, roles, population, run.evaluate)
     state = begin_stage(stage_run, params)
     if latest is not None:
-        _require_same_population(latest, population)
+        if latest.population != population.client_ids:
+            raise _changed("clients", len(latest.population), len(population))
         state = latest.state
     asked = min(stage.clients_per_round, len(population))
     run.observe(StageStarted(stage.name, stage.rounds, state.round, len(population), asked))
@@ -139,9 +143,22 @@ def _commit(run: Run, number: int, stage_run: StageRun, result: RoundResult) -> 
     run.observe(RoundFinished(record))
 
 
-def _require_same_population(latest: Checkpoint, population: Population) -> None:
-    if latest.population != population.client_ids:
-        raise CheckpointError(
-            f"the population changed: the checkpoint has {len(latest.population)} clients, "
-            f"now there are {len(population)}; resume with the same data, or start a new run"
-        )
+def _write_manifest(run: Run, population: Population) -> None:
+    """Writes the manifest once; later, raises `CheckpointError` when the ground has changed."""
+    now = make_manifest(run.config, population, run.transport.engine)
+    if not run.folder.manifest_file.exists():
+        write_json(run.folder.manifest_file, now)
+        return
+    then = run.folder.manifest()
+    for key in ("data_sha256", "population", "plan"):
+        if then[key] != now[key]:
+            raise _changed(key, then[key], now[key])
+    if then["versions"]["torch"] != now["versions"]["torch"]:
+        raise _changed("torch", then["versions"]["torch"], now["versions"]["torch"])
+
+
+def _changed(what: str, then: object, now: object) -> CheckpointError:
+    return CheckpointError(
+        f"{what} changed since the run began: then {then}, now {now}; "
+        "the result would not be the same run: put it back, or start a new one"
+    )

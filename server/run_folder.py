@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import itertools
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +15,7 @@ from typing import Any
 from server.records import RoundRecord, record_from_json
 from shared_models.config import Config, parse_config, to_toml
 from shared_models.errors import CheckpointError, InputError
-from shared_models.files import TEMPORARY, write_atomic, write_json
+from shared_models.files import is_torn, locked, remove_torn, write_atomic, write_json
 
 
 @dataclass(frozen=True)
@@ -59,23 +63,36 @@ class RunFolder:
         """The weights at the end of a stage."""
         return self.path / f"{stage}.safetensors"
 
+    def is_new(self) -> bool:
+        """Whether nothing is there, or only the first write of a process that was killed."""
+        if not self.path.is_dir():
+            return not self.path.exists()
+        return all(is_torn(path, self.config_file) for path in self.path.iterdir())
+
     def create(self, config: Config) -> None:
         """Makes a new run folder; `InputError` when it holds something or cannot be written."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        if not self.is_new():
             raise InputError(
                 f"{self.path}: already exists; choose another --out, or add --resume to continue it"
             )
         try:
             write_atomic(self.config_file, to_toml(config).encode())
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
             raise InputError(
                 f"{self.path}: cannot be made: {error.strerror}; choose another --out"
             ) from None
 
-    def remove_leftovers(self) -> None:
-        """Removes the temporary files of a process that was killed while it wrote."""
-        for path in self.path.rglob(f".*{TEMPORARY}"):
-            path.unlink(missing_ok=True)
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, and tidies up after one that was killed."""
+        with locked(self.config_file) as free:
+            if not free:
+                raise InputError(f"{self.path}: another process is working on this run")
+            for folder in (self.path, self.checkpoints, self.export):
+                remove_torn(folder)
+            yield
 
     def require_same(self, config: Config) -> None:
         """Raises `InputError` unless the folder holds a run of exactly this config."""
@@ -137,17 +154,16 @@ class RunFolder:
         return found
 
     def update_summary(self, **entries: Any) -> None:
-        """Adds entries to `summary.json`, atomically."""
-        write_json(self.summary_file, {**self.summary(), **entries})
+        """Changes entries of `summary.json`, atomically; None removes one."""
+        changed = {**self.summary(), **entries}
+        write_json(self.summary_file, {k: v for k, v in changed.items() if v is not None})
 
 
-def next_run_folder(runs: Path, name: str) -> Path:
-    """Returns `runs/<name>-<n>` with the first n that is free.
-
-    >>> next_run_folder(Path("/nonexistent"), "mnist").name
-    'mnist-1'
-    """
-    number = 1
-    while (runs / f"{name}-{number}").exists():
-        number += 1
-    return runs / f"{name}-{number}"
+def new_run_folder(runs: Path, name: str) -> Path:
+    """Makes and returns `runs/<name>-<n>` with the first n that is free."""
+    for number in itertools.count(1):
+        path = runs / f"{name}-{number}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)  # the name is ours from now on
+            return path
+    raise AssertionError("there is always a next number")

@@ -11,17 +11,19 @@ Blocks = tuple[tuple[int | None, tuple[int, ...]], ...]
 
 
 def sample_cohort(
-    client_ids: Sequence[int], size: int, seed: int, stage: str, round_number: int
+    client_ids: Sequence[int], size: int, seed: int, key: tuple[str, int, int]
 ) -> tuple[int, ...]:
     """Returns `size` clients drawn without replacement (all, if there are fewer), sorted.
 
-    >>> sample_cohort(range(100), 3, seed=0, stage="train", round_number=1) == sample_cohort(
-    ...     range(100), 3, seed=0, stage="train", round_number=1)
+    `key` is (stage, round, attempt).
+
+    >>> draw = sample_cohort(range(9), 3, 0, ("train", 1, 0))
+    >>> draw == sample_cohort(range(9), 3, 0, ("train", 1, 0))
     True
     """
     if size >= len(client_ids):
         return tuple(sorted(client_ids))
-    rng = generator(seed, stage, round_number, "cohort")
+    rng = generator(seed, *key, "cohort")
     chosen = rng.choice(len(client_ids), size=size, replace=False)
     return tuple(sorted(client_ids[place] for place in chosen.tolist()))
 

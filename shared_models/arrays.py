@@ -66,6 +66,14 @@ def cast(arrays: Mapping[str, Tensor], dtype: torch.dtype) -> Arrays:
     return {name: tensor.to(dtype) for name, tensor in arrays.items()}
 
 
+def in_dtype(arrays: Mapping[str, Tensor], dtype: torch.dtype) -> Arrays:
+    """Returns the arrays with the floating ones in `dtype`; integers stay what they are."""
+    return {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in arrays.items()
+    }
+
+
 def global_norm(arrays: Mapping[str, Tensor]) -> Tensor:
     """Returns the Euclidean norm over all arrays together, a scalar (0 when there are none)."""
     norms = [torch.linalg.vector_norm(tensor) for tensor in arrays.values()]

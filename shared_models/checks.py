@@ -1,42 +1,57 @@
-"""No bad value gets in: one pure function says whether an update may be summed."""
+"""No bad value gets in: pure functions that say whether an update may be summed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
 from shared_models.arrays import Arrays, Role, global_norm, with_role
 from shared_models.errors import UpdateError
-
-# Which arrays each named sum is made of.
-SUM_ROLES: Mapping[str, Role] = {"delta": "trainable", "stats": "averaged"}
+from shared_models.partial import SumSpec
 
 
 def check_update(
     sums: Mapping[str, Arrays],
-    weight: float,
+    specs: Mapping[str, SumSpec],
     like: Arrays,
     roles: Mapping[str, Role],
     max_norm: float,
 ) -> None:
-    """Raises `UpdateError` unless every named sum matches the model and is fit to be added.
+    """Raises `UpdateError` unless one client's sums match the model and are fit to be added."""
+    check_arrays(sums, specs, like, roles)
+    check_norm(sums["delta"], max_norm)
 
-    `sums` are means (a client's own update, or a partial divided by its weight); `like` is the
-    server's model. Checked: weight, names, shapes, dtypes, finite values, norm of the delta.
-    """
-    if not (weight > 0 and weight < float("inf")):
-        raise UpdateError(f"weight is {weight}, expected a positive number")
-    if set(sums) != set(SUM_ROLES):
-        raise UpdateError(f"sums are {sorted(sums)}, expected {sorted(SUM_ROLES)}")
+
+def check_arrays(
+    sums: Mapping[str, Arrays],
+    specs: Mapping[str, SumSpec],
+    like: Arrays,
+    roles: Mapping[str, Role],
+) -> None:
+    """Raises `UpdateError` unless names, shapes, dtypes are the model's and values finite."""
+    if set(sums) != set(specs):
+        raise UpdateError(f"sums are {sorted(sums)}, expected {sorted(specs)}")
     for name, arrays in sums.items():
-        _check_arrays(name, arrays, with_role(like, roles, SUM_ROLES[name]))
-    norm = float(global_norm(sums["delta"]))
+        _check_named(name, arrays, with_role(like, roles, specs[name].role))
+
+
+def check_norm(delta: Arrays, max_norm: float) -> None:
+    """Raises `UpdateError` when the Euclidean norm over all arrays is above the bound."""
+    norm = float(global_norm(delta))
     if not norm <= max_norm:
         raise UpdateError(f"norm of the delta is {norm:.3g}, the bound is {max_norm:g}")
 
 
-def _check_arrays(name: str, arrays: Arrays, like: Arrays) -> None:
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Raises `UpdateError` when a metric is NaN or infinite: its mean would be, too."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise UpdateError(f"metric {name} is {value}")
+
+
+def _check_named(name: str, arrays: Arrays, like: Arrays) -> None:
     if set(arrays) != set(like):
         missing, unknown = sorted(set(like) - set(arrays)), sorted(set(arrays) - set(like))
         raise UpdateError(f"{name}: missing arrays {missing}, unknown arrays {unknown}")

@@ -6,15 +6,24 @@ Numbers are prefixed by where they act (`local_`, `server_`) and suffixed by the
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias, TypeVar
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from shared_models.errors import ConfigError, did_you_mean
+from shared_models.tasks import TASKS
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive: TypeAlias = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -46,7 +55,7 @@ class _Table(BaseModel):
 class Data(_Table):
     """Which examples there are and who owns them."""
 
-    name: str | None = None
+    name: Annotated[str, Field(min_length=1)] | None = None
     """A dataset of `wildflower data list` or a path to an `.npz`; absent: the task's own."""
     root: str | None = None
     """A folder with files that you already have, instead of the download."""
@@ -55,7 +64,7 @@ class Data(_Table):
     """How many clients; absent for `natural`, where the data says so."""
     shards_per_client: Count = 2
     """For `shards`: how many label-sorted shards each client gets."""
-    alpha: Positive = 0.5
+    alpha: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
     """For `dirichlet`: small is skewed, large is even."""
     max_examples_per_client: Count | None = None
     """Each client keeps at most this many of its examples."""
@@ -81,6 +90,13 @@ class Evaluate(_Table):
     """Small batches stay in a CPU's cache; a GPU wants thousands."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
+    @field_validator("data")
+    @classmethod
+    def _data_is_known(cls, data: str) -> str:
+        if data in {"test", "none"} or data.endswith(".npz"):
+            return data
+        raise ValueError(f": must be 'test', 'none' or a path ending in .npz, got {data!r}")
+
 
 class Plan(_Table):
     """How blocks are trained; part of what makes two runs bit-equal."""
@@ -104,10 +120,17 @@ class TrainStage(_Table):
     """Bound on the Euclidean norm of each local gradient; absent: no clipping."""
     server_optimizer: Literal["sgd", "momentum"] = "sgd"
     server_learning_rate: Positive = 1.0
-    server_momentum: Fraction | None = None
+    server_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """For server_optimizer 'momentum'; 0.9 if absent."""
     max_update_norm: Positive = 1000.0
     """An update with a larger Euclidean norm is refused."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _momentum_has_a_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("server_optimizer") == "momentum":
+            return {"server_momentum": 0.9, **values}
+        return values
 
     @model_validator(mode="after")
     def _momentum_fits_optimizer(self) -> Self:
@@ -123,9 +146,18 @@ class ExportStage(_Table):
 
     name: Name = "export"
     kind: Literal["export"] = "export"
-    formats: tuple[Literal["onnx", "tflite"], ...] = ("onnx", "tflite")
-    quantize: tuple[Literal["fp32", "int8"], ...] = ("fp32", "int8")
+    formats: Annotated[tuple[Literal["onnx", "tflite"], ...], Field(min_length=1)] = (
+        "onnx",
+        "tflite",
+    )
+    quantize: Annotated[tuple[Literal["fp32", "int8"], ...], Field(min_length=1)] = (
+        "fp32",
+        "int8",
+    )
     max_accuracy_drop: Fraction = 0.01
+    """The gate: a file that loses more accuracy against torch fails the run."""
+    min_agreement: Fraction = 0.95
+    """The gate: a file that agrees with torch on fewer test examples fails the run."""
     calibration_examples: Count = 200
     """Training examples that set the activation ranges of full int8."""
     test_examples: Count = 10_000
@@ -142,20 +174,29 @@ class Config(_Table):
     """One run: what is trained, on what, in which stages."""
 
     name: Name = "run"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     task: str
     engine: Literal["inline"] = "inline"
     keep_checkpoints: Count = 2
     data: Data
     evaluate: Evaluate = Evaluate()
     plan: Plan = Plan()
-    stages: Annotated[
-        tuple[Annotated[Stage, Field(discriminator="kind")], ...], Field(min_length=1)
-    ]
+    stages: tuple[Annotated[Stage, Field(discriminator="kind")], ...]
+
+    @field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f": {task!r} does not exist; {did_you_mean(task, TASKS)}")
+        return task
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
         names = [stage.name for stage in self.stages]
+        if not names:
+            raise ValueError("stages: at least one is needed")
+        if "model" in names:
+            raise ValueError("stages: no stage may be called 'model': model.safetensors is the end")
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"stages: the name {name!r} is used twice")
@@ -163,7 +204,11 @@ class Config(_Table):
         if kinds[0] == "export":
             raise ValueError("stages: an export stage needs a train stage before it")
         if "train" in kinds[kinds.index("export") if "export" in kinds else len(kinds) :]:
-            raise ValueError("stages: export stages come after all that learn")
+            raise ValueError("stages: the export stage comes after all that learn")
+        if kinds.count("export") > 1:
+            raise ValueError("stages: one export stage is enough: it takes several formats")
+        if "export" in kinds and self.evaluate.data == "none":
+            raise ValueError("evaluate.data: contradicts the export stage, which needs test data")
         return self
 
     @property
@@ -172,9 +217,9 @@ class Config(_Table):
         return tuple(stage for stage in self.stages if isinstance(stage, TrainStage))
 
     @property
-    def export_stages(self) -> tuple[ExportStage, ...]:
-        """The stages that follow on the finished run folder."""
-        return tuple(stage for stage in self.stages if isinstance(stage, ExportStage))
+    def export_stage(self) -> ExportStage | None:
+        """The stage that follows on the finished run folder, if there is one."""
+        return next((stage for stage in self.stages if isinstance(stage, ExportStage)), None)
 
     def stage(self, name: str) -> TrainStage:
         """Returns a learning stage by name."""
@@ -191,7 +236,8 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    return parse_config(text, source=str(path), name=path.stem, overrides=overrides)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "run"
+    return parse_config(text, source=str(path), name=name[:80], overrides=overrides)
 
 
 def parse_config(
@@ -232,17 +278,16 @@ def _descend(table: Any, part: str, override: str) -> Any:
     if isinstance(table, list):
         named = {_stage_name(stage): stage for stage in table if isinstance(stage, dict)}
         if part not in named:
-            names = [name for name in named if isinstance(name, str)]
-            raise ConfigError(f"-s {override}: no stage {part!r}; {did_you_mean(part, names)}")
+            raise ConfigError(f"-s {override}: no stage {part!r}; {did_you_mean(part, named)}")
         return named[part]
     if not isinstance(table, dict):
         raise ConfigError(f"-s {override}: {part!r} is inside a value, not a table")
     return table.setdefault(part, {})
 
 
-def _stage_name(stage: Mapping[str, Any]) -> Any:
+def _stage_name(stage: Mapping[str, Any]) -> str:
     """Returns a stage's name; one that has none is called by its kind."""
-    return stage.get("name", stage.get("kind"))
+    return str(stage.get("name", stage.get("kind", "")))
 
 
 def _scalar(text: str) -> Any:
@@ -279,11 +324,17 @@ def _checked(model: type[_T], values: dict[str, Any], source: str) -> _T:
     try:
         return model.model_validate_json(_json(values))
     except ValidationError as error:
-        problems = error.errors()
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        # An unknown key explains a missing one, so it is told first.
-        first = min(problems, key=lambda problem: problem["type"] != "extra_forbidden")
-        raise ConfigError(f"{source}: {_explain(first, values)}{more}") from None
+        raise ConfigError(f"{source}: {_tell(error.errors(), values)}") from None
+
+
+def _tell(problems: list[Any], values: dict[str, Any]) -> str:
+    """Returns the first problem in words; an unknown key is told before a missing one."""
+    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+    # What is missing may well be what was misspelt.
+    others = [p for p in problems if p not in unknown and not (unknown and p["type"] == "missing")]
+    told = unknown + others
+    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
+    return _explain(told[0], values) + more
 
 
 def _json(values: dict[str, Any]) -> str:
@@ -304,7 +355,9 @@ def _explain(problem: Any, values: Mapping[str, Any]) -> str:
     if kind == "missing":
         return f"key {key!r} is missing"
     if kind == "value_error":
-        return ".".join(filter(None, (key, str(problem["ctx"]["error"]))))
+        # Our own validators say `: message` of their field, or `field: message` of their table.
+        told = str(problem["ctx"]["error"])
+        return told if not key else f"{key}{'' if told.startswith(':') else '.'}{told}"
     if kind.startswith("union_tag"):
         kinds = ", ".join(_KINDS)
         return f"key {key + '.kind'!r} must be one of: {kinds}"

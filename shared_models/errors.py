@@ -61,6 +61,17 @@ class Interrupted(WildflowerError):
     exit_code = 130
 
 
+def one_line(text: str, limit: int = 300) -> str:
+    r"""Returns text from elsewhere as one printable line of at most `limit` characters.
+
+    >>> one_line("RuntimeError: first\nsecond\x1b[31m")
+    'RuntimeError: first second [31m'
+    """
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    line = " ".join(printable.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 def did_you_mean(wrong: str, valid: Iterable[str]) -> str:
     """Returns a clause that names the nearest valid word, or all of them when none is near.
 

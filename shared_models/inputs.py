@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 class InputSpec:
     """Shape and dtype of one example, and how a raw one becomes model input: `(raw - mean) / std`.
 
-    `shape` is without the batch axis. `mean` and `std` broadcast over it from the right; tokens
-    (`int64`) are not normalised.
+    `shape` is without the batch axis. `mean` and `std` broadcast over it from the right. Tokens
+    (`int64`) are not normalised; they are below `tokens`.
 
     >>> InputSpec(shape=(1, 2, 2), std=(255.0,)).prepare(np.full((3, 2, 2), 255, np.uint8)).shape
     (3, 1, 2, 2)
@@ -24,11 +25,17 @@ class InputSpec:
     dtype: Literal["float32", "int64"] = "float32"
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    tokens: int = 0
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether raw examples of this shape can be input: as they are, flat, or without ones."""
+        squeezed = tuple(size for size in self.shape if size != 1)
+        return shape in {self.shape, squeezed, (math.prod(self.shape),)}
 
     def prepare(self, raw: NDArray[Any]) -> NDArray[Any]:
         """Returns model input of shape `(n, *shape)` from n raw examples."""
+        shaped = raw.reshape(len(raw), *self.shape)
         if self.dtype == "int64":
-            return raw.reshape(len(raw), *self.shape).astype(np.int64)
+            return shaped.astype(np.int64)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        values: NDArray[np.float32] = (raw.astype(np.float32) - mean) / std
-        return values.reshape(len(raw), *self.shape)
+        return np.asarray((shaped.astype(np.float32) - mean) / std, np.float32)

@@ -27,10 +27,14 @@ class Hello:
 
 @dataclass(frozen=True)
 class BlockRequest:
-    """Train these clients, in this order, from these weights; `node` None means any node."""
+    """Train these clients, in this order, from these weights; `node` None means any node.
+
+    `attempt` counts the cohorts that a round has tried: 0 unless one fell below its quorum.
+    """
 
     stage: str
     round: int
+    attempt: int
     block: int
     client_ids: tuple[int, ...]
     params: Arrays

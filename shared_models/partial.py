@@ -10,9 +10,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from shared_models.arrays import Arrays, size_bytes
+from shared_models.arrays import Arrays, Role, size_bytes
 
 Status: TypeAlias = Literal["ok", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class SumSpec:
+    """What a named sum is made of: arrays of one role, weighted by examples or all alike."""
+
+    role: Role
+    weight: Literal["examples", "one"] = "examples"
+
+    def weigh(self, examples: int) -> int:
+        """Returns a client's weight in this sum."""
+        return examples if self.weight == "examples" else 1
+
+
+STANDARD_SUMS: Mapping[str, SumSpec] = {
+    "delta": SumSpec("trainable"),
+    "stats": SumSpec("averaged"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,6 @@ class Partial:
         return sum(size_bytes(part.arrays) for part in self.sums.values())
 
 
-def failed_rows(client_ids: tuple[int, ...], reason: str) -> tuple[Row, ...]:
-    """Returns a row for every client of a block that did not come back at all."""
-    return tuple(Row(client_id, 0, {}, "failed", reason) for client_id in client_ids)
+def bad_rows(client_ids: tuple[int, ...], status: Status, reason: str) -> tuple[Row, ...]:
+    """Returns a row for every client of a block that cannot count as a whole."""
+    return tuple(Row(client_id, 0, {}, status, reason) for client_id in client_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ParamSpec, TypeVar
 
@@ -47,6 +48,7 @@ def encode_request(request: BlockRequest, params: ArrayRecord) -> RecordDict:
     about: dict[str, Any] = {
         "stage": request.stage,
         "round": request.round,
+        "attempt": request.attempt,
         "block": request.block,
         "client_ids": list(request.client_ids),
     }
@@ -63,6 +65,7 @@ def encode_partial(partial: Partial) -> RecordDict:
         "reason": [row.reason for row in rows],
     }
     for name in sorted({name for row in rows for name in row.metrics}):
+        # NaN stands for "not reported" on the wire only; a reported NaN was refused before.
         columns[f"metric.{name}"] = [row.metrics.get(name, float("nan")) for row in rows]
     weights: dict[str, Any] = {name: part.weight for name, part in partial.sums.items()}
     records = {f"sum.{name}": encode_arrays(part.arrays) for name, part in partial.sums.items()}
@@ -106,6 +109,7 @@ def decode_request(content: RecordDict) -> BlockRequest:
     return BlockRequest(
         str(about["stage"]),
         _integer(about["round"]),
+        _integer(about["attempt"]),
         _integer(about["block"]),
         _integers(about, "client_ids"),
         decode_arrays(content.array_records["params"]),
@@ -136,7 +140,8 @@ def _rows(columns: ConfigRecord) -> Iterable[Row]:
     ):
         if status not in _STATUSES:
             raise UpdateError(f"client {client_id}: unknown status {status!r}")
-        own = {name: values[place] for name, values in metrics.items()}
+        told = {name: values[place] for name, values in metrics.items()}
+        own = {name: value for name, value in told.items() if not math.isnan(value)}
         yield Row(client_id, count, own, status, str(reason))
 
 

@@ -57,14 +57,19 @@ def flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def change_the_round(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'round\\": 2', b'round\\": 1'))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         flip_a_byte,
+        change_the_round,
         lambda path: path.write_bytes(path.read_bytes()[:-20]),
         lambda path: path.write_bytes(b""),
     ],
-    ids=["tampered", "torn", "empty"],
+    ids=["tampered", "backdated", "torn", "empty"],
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: object) -> None:
     save(tmp_path, 1, 2)

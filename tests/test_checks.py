@@ -5,18 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shared_models.arrays import Arrays
+from shared_models.arrays import Arrays, Role
 from shared_models.checks import check_update
 from shared_models.errors import UpdateError
+from shared_models.partial import STANDARD_SUMS
 
 LIKE: Arrays = {"w": torch.zeros(2, 3), "mean": torch.zeros(3), "count": torch.tensor(0)}
-ROLES = {"w": "trainable", "mean": "averaged", "count": "carried"}
+ROLES: dict[str, Role] = {"w": "trainable", "mean": "averaged", "count": "carried"}
 GOOD = torch.full((2, 3), 0.5)
 
 
-def check(w: torch.Tensor = GOOD, weight: float = 5, **other: Arrays) -> None:
+def check(w: torch.Tensor = GOOD, **other: Arrays) -> None:
     sums = {"delta": {"w": w}, "stats": {"mean": torch.ones(3)}, **other}
-    check_update(sums, weight, LIKE, ROLES, max_norm=10.0)  # type: ignore[arg-type]
+    check_update(sums, STANDARD_SUMS, LIKE, ROLES, max_norm=10.0)
 
 
 def test_a_good_update_passes() -> None:
@@ -36,12 +37,6 @@ def test_a_good_update_passes() -> None:
 def test_a_bad_array_is_refused_with_its_name(w: torch.Tensor, reason: str) -> None:
     with pytest.raises(UpdateError, match=reason):
         check(w)
-
-
-@pytest.mark.parametrize("weight", [0, -1, float("nan"), float("inf")])
-def test_a_bad_weight_is_refused(weight: float) -> None:
-    with pytest.raises(UpdateError, match="weight"):
-        check(weight=weight)
 
 
 def test_missing_and_unknown_names_are_refused() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+import tomli_w
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_models.config import (
     BUILTIN,
+    Config,
     ExportStage,
     TrainStage,
     parse_config,
@@ -52,8 +56,14 @@ def test_the_builtin_config_is_valid() -> None:
         ("data.partition=idd", "'data.partition' must be 'iid', 'shards'"),
         ("stages.train.kind=trian", "'stages.train.kind' must be one of: train, export"),
         ("data=3", "'data' must be"),
-        ("stages=[]", "'stages' must"),
+        ("stages=[]", "stages: at least one is needed"),
         ("seed=-1", "'seed' must be greater than or equal to 0"),
+        (f"seed={2**64}", "'seed' must be less than"),
+        ("task=digit-cnn", "task: 'digit-cnn' does not exist; did you mean 'digits-cnn'?"),
+        ("evaluate.data=digits", "evaluate.data: must be 'test', 'none' or a path ending in .npz"),
+        ("stages.train.server_momentum=1.0", "'stages.train.server_momentum' must be less than 1"),
+        ("stages.train.name=model", "no stage may be called 'model'"),
+        ("data.name=''", "'data.name'"),
     ],
 )
 def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
@@ -85,6 +95,27 @@ def test_missing_keys_and_stage_order() -> None:
     assert "stages: the name 'train' is used twice" in refused(twice)
     export_only = DIGITS[: DIGITS.index("[[stages]]")] + '[[stages]]\nkind = "export"\n'
     assert "needs a train stage before it" in refused(export_only)
+    exported = DIGITS + '[[stages]]\nkind = "export"\n'
+    assert "contradicts the export stage" in refused(exported, "evaluate.data=none")
+    assert "stages: one export stage is enough" in refused(
+        exported + '[[stages]]\nkind = "export"\nname = "again"\n'
+    )
+    assert "'stages.export.formats'" in refused(exported, "stages.export.formats=[]")
+
+
+def test_one_mistake_is_told_as_one() -> None:
+    told = refused(DIGITS.replace("rounds = 4", "ronds = 4"))
+    assert told == "my.toml: unknown key 'stages.train.ronds'; did you mean 'rounds'?"
+
+
+def test_a_file_name_that_is_no_name_still_names_the_run(tmp_path: Path) -> None:
+    path = tmp_path / "my first (try).toml"
+    path.write_text(DIGITS.replace('name = "digits"', "", 1))
+    assert read_config(path).name == "my-first-try"
+
+
+def test_the_resolved_config_names_the_defaults_that_count() -> None:
+    assert parse_config(DIGITS, "x").stage("train").server_momentum == 0.9
 
 
 def test_broken_toml_says_where() -> None:
@@ -119,10 +150,48 @@ def test_paths_mean_the_same_from_everywhere() -> None:
     assert config.data.name == str(Path("mine.npz").absolute())
 
 
-@given(st.text(max_size=200))
-def test_no_text_makes_the_parser_do_anything_but_answer_or_refuse(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^x: "):
-        parse_config(text + "\nno_such_key = 1", "x")
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just([])
+)
+KEYS = [*Config.model_fields, *TrainStage.model_fields, "name", "kind", "clients", "nonsense"]
+
+
+TABLES = st.dictionaries(st.sampled_from(KEYS), scalars)
+
+
+@given(
+    st.dictionaries(st.sampled_from(KEYS), st.one_of(scalars, TABLES)),
+    st.sampled_from(KEYS),
+    scalars,
+)
+@settings(deadline=None)
+def test_any_tables_are_parsed_or_refused_in_one_line(
+    change: dict[str, object], key: str, value: object
+) -> None:
+    values = {**tomllib.loads(DIGITS), **change}
+    if isinstance(values["stages"], list):
+        values["stages"] = [{**values["stages"][0], key: value}] if values["stages"] else []
+    text = tomli_w.dumps({k: v for k, v in without_none(values).items() if v is not None})
+    try:
+        parse_config(text, "x", overrides=["stages.train.rounds=3"])
+    except ConfigError as error:
+        told = str(error)
+    else:
+        return
+    assert "\n" not in told
+
+
+def without_none(values: dict[str, Any]) -> dict[str, Any]:
+    """Drops what TOML cannot say."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            kept[key] = without_none(value)
+        elif isinstance(value, list):
+            kept[key] = [without_none(v) if isinstance(v, dict) else v for v in value]
+        elif value is not None:
+            kept[key] = value
+    return kept
 
 
 def test_config_values_are_frozen() -> None:

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clients.trainer import ClientData, batches, train_block
+from clients.trainer import ClientData, as_batch, batch_indices, train_block
 from server.coordinator import begin_stage, make_requests, run_round
 from server.population import merge_hellos
 from server.sampling import cut_blocks, sample_cohort
 from shared_models.arrays import digest
 from shared_models.errors import RoundError
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
+from shared_models.objectives import Batch
 from shared_models.partial import Partial, Row, Sum
 from shared_models.randomness import generator
 from tests.in_memory import Tamper, opened, send_to
@@ -35,8 +36,11 @@ def test_a_round_equals_fedavg_on_a_blackboard() -> None:
     models, sizes = [], []
     for client_id in result.cohort:
         data = host.data_of(client_id)
-        rng = generator(config.seed, "train", 1, client_id, "local")
-        models.append(train_locally(host.task, model, list(batches(data, training, rng)), 0.1))
+        order = generator(config.seed, "train", 1, client_id, "order")
+        own = as_batch(data, torch.float64)
+        indices = batch_indices(len(data.y), training.epochs, training.batch_size, order)
+        batches = [Batch(own.x[index], own.y[index]) for index in indices]
+        models.append(train_locally(host.task, model, batches, 0.1))
         sizes.append(len(data.y))
     assert len(set(sizes)) > 1, "unequal clients are part of the claim"
     expected = weighted_average(models, sizes)
@@ -123,30 +127,76 @@ def with_delta(partial: Partial, arrays: dict[str, torch.Tensor]) -> Partial:
     return replace(partial, sums={**partial.sums, "delta": Sum(arrays, part.weight)})
 
 
-LIES: dict[str, Callable[[Partial], Reply]] = {
-    "nan": lambda p: with_delta(
-        p, {n: t * float("nan") for n, t in p.sums["delta"].arrays.items()}
+def times(partial: Partial, factor: float) -> Partial:
+    return with_delta(partial, {n: t * factor for n, t in partial.sums["delta"].arrays.items()})
+
+
+def claiming(partial: Partial, examples: int) -> Partial:
+    rows = tuple(replace(row, examples=examples) for row in partial.rows)
+    weight = float(examples * len(rows))
+    sums = {name: replace(part, weight=weight) for name, part in partial.sums.items()}
+    return replace(partial, rows=rows, sums=sums)
+
+
+def reporting(partial: Partial, loss: float) -> Partial:
+    first, *others = partial.rows
+    return replace(partial, rows=(replace(first, metrics={"loss": loss}), *others))
+
+
+def reshaped(partial: Partial, change: Callable[[torch.Tensor], torch.Tensor]) -> Partial:
+    return with_delta(partial, {n: change(t) for n, t in partial.sums["delta"].arrays.items()})
+
+
+LIES: dict[str, tuple[Callable[[Partial], Reply], str]] = {
+    "nan": (lambda p: times(p, float("nan")), "holds NaN"),
+    "norm": (lambda p: times(p, 1e9), "norm of the delta"),
+    "shape": (lambda p: reshaped(p, torch.flatten), "shape"),
+    "dtype": (lambda p: reshaped(p, torch.Tensor.double), "dtype torch.float64"),
+    "integers": (lambda p: reshaped(p, torch.Tensor.long), "dtype torch.int64"),
+    "missing": (lambda p: with_delta(p, {}), "missing arrays"),
+    "weight": (
+        lambda p: replace(p, sums={**p.sums, "delta": Sum(p.sums["delta"].arrays, 1e9)}),
+        "delta: weight is",
     ),
-    "norm": lambda p: with_delta(p, {n: t * 1e9 for n, t in p.sums["delta"].arrays.items()}),
-    "shape": lambda p: with_delta(p, {n: t.flatten() for n, t in p.sums["delta"].arrays.items()}),
-    "dtype": lambda p: with_delta(p, {n: t.double() for n, t in p.sums["delta"].arrays.items()}),
-    "missing": lambda p: with_delta(p, {}),
-    "weight": lambda p: replace(p, sums={**p.sums, "delta": Sum(p.sums["delta"].arrays, 1e9)}),
-    "negative": lambda p: replace(p, rows=(replace(p.rows[0], examples=-5), *p.rows[1:])),
-    "others": lambda p: replace(p, rows=(Row(999, 10), *p.rows[1:])),
-    "nameless": lambda p: replace(p, sums={}),
-    "gone": lambda _: BlockFailure("the node went away"),
+    "many examples": (lambda p: claiming(p, 10**9), "claims 1000000000 examples, its hello said"),
+    "no examples": (lambda p: claiming(p, 0), "claims 0 examples"),
+    "negative": (lambda p: claiming(p, -5), "claims -5 examples"),
+    "nan loss": (lambda p: reporting(p, float("nan")), "metric loss is nan"),
+    "infinite loss": (lambda p: reporting(p, float("inf")), "metric loss is inf"),
+    "others": (lambda p: replace(p, rows=(Row(999, 10), *p.rows[1:])), "partial is about clients"),
+    "nameless": (lambda p: replace(p, sums={}), "sums are"),
 }
 
 
 @pytest.mark.parametrize("kind", LIES)
-def test_a_lying_block_is_refused_whole_and_the_others_count(kind: str) -> None:
+def test_a_lying_block_is_refused_whole_and_changes_nothing(kind: str) -> None:
+    tell, reason = LIES[kind]
     _, host, run = opened()
     state = begin_stage(run, host.task.build(0))
-    tampered = run_round(run, state, send_to(host, lie(LIES[kind])), ignore)
-    assert tampered.record.clients_failed == 4
-    assert all(failure.reason for failure in tampered.record.failures)
-    assert all(torch.isfinite(t).all() for t in tampered.state.params.values())
+    lied = run_round(run, state, send_to(host, lie(tell)), ignore)
+    assert {failure.status for failure in lied.record.failures} == {"refused"}
+    assert len(lied.record.failures) == 4
+    assert all(reason in failure.reason for failure in lied.record.failures)
+    # The same round in which that block never came back.
+    gone = run_round(run, state, send_to(host, lie(lambda _: BlockFailure("gone"))), ignore)
+    assert digest(lied.state.params) == digest(gone.state.params)
+    assert digest(lied.state.params) != digest(state.params)
+
+
+def test_reasons_are_one_printable_line() -> None:
+    _, host, run = opened()
+    bad = BlockFailure("Traceback\n  File\x1b[31m\n" + "x" * 5000)
+    state = begin_stage(run, host.task.build(0))
+    (first, *_) = run_round(run, state, send_to(host, lie(lambda _: bad)), ignore).record.failures
+    assert first.reason.isprintable()
+    assert len(first.reason) <= 300
+
+
+def test_a_model_that_diverges_is_an_error_with_advice() -> None:
+    _, host, run = opened()
+    run = replace(run, evaluate=lambda _: {"loss": float("nan")})
+    with pytest.raises(RoundError, match=r"diverged .* lower local_learning_rate"):
+        run_round(run, begin_stage(run, host.task.build(0)), send_to(host), ignore)
 
 
 def test_a_round_without_any_usable_update_fails_loudly() -> None:
@@ -157,16 +207,16 @@ def test_a_round_without_any_usable_update_fails_loudly() -> None:
 
 
 def test_cohorts_differ_by_round_and_come_sorted() -> None:
-    cohorts = [sample_cohort(range(1000), 10, 0, "train", number) for number in (1, 2)]
+    cohorts = [sample_cohort(range(1000), 10, 0, ("train", number, 0)) for number in (1, 2)]
     assert cohorts[0] != cohorts[1]
     assert all(list(cohort) == sorted(set(cohort)) for cohort in cohorts)
-    assert sample_cohort(range(5), 10, 0, "train", 1) == (0, 1, 2, 3, 4)
+    assert sample_cohort(range(5), 10, 0, ("train", 1, 0)) == (0, 1, 2, 3, 4)
 
 
 def test_every_client_is_drawn_about_equally_often() -> None:
     drawn = torch.zeros(50)
     for number in range(400):
-        drawn[list(sample_cohort(range(50), 10, 0, "train", number))] += 1
+        drawn[list(sample_cohort(range(50), 10, 0, ("train", number, 0)))] += 1
     assert 50 < drawn.min() <= drawn.max() < 115  # 80 expected, 8 is one standard deviation
 
 
@@ -196,6 +246,7 @@ def test_the_population_is_the_union_of_what_nodes_host() -> None:
         ({7: hello(1), 8: hello(1, shared=True)}, "use one kind"),
         ({7: hello(1, shared=True), 8: hello(1, shared=True, data="b")}, "node 8 sees other data"),
         ({7: hello()}, "no node hosts a client"),
+        ({7: Hello((4,), (0,), True, "a", {})}, "node 7: client 4 says it has 0 examples"),
     ],
 )
 def test_a_contradictory_population_is_an_error(hellos: dict[int, Hello], message: str) -> None:

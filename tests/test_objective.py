@@ -35,7 +35,7 @@ def doubled(arrays: Arrays) -> Arrays:
 
 
 def run(objective: Objective, server: Arrays, batches: list[Batch]) -> dict[str, Arrays]:
-    local = objective.begin(server, {})
+    local = objective.begin(server, {}, batches[0])
     for batch in batches:
         local, _ = objective.step(local, batch, {})
     return objective.end(local)[0]
@@ -68,7 +68,7 @@ def test_a_step_can_be_mapped_over_clients() -> None:
     server = doubled(task.build(0))
     batches = some_batches(task, 2)
     stacked = Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
-    start = objective.begin(server, {})
+    start = objective.begin(server, {}, batches[0])
     mapped, _ = torch.func.vmap(objective.step, in_dims=(None, 0, None))(start, stacked, {})
     for place, batch in enumerate(batches):
         alone, _ = objective.step(start, batch, {})

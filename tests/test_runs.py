@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from server.checkpoints import checkpoint_files
-from shared_models.files import sha256_of
+from shared_models.files import locked, sha256_of
+from tests.conftest import DIGITS
 
 LONG = ("-s", "stages.train.rounds=12")
 
@@ -79,8 +81,17 @@ def test_the_folders_own_config_does_the_run_again(digits_toml: Path, tmp_path: 
     assert one == simulate(tmp_path / "one" / "config.toml", tmp_path / "and-again")
 
 
-def test_killed_and_resumed_equals_left_alone(digits_toml: Path, tmp_path: Path) -> None:
-    alone = simulate(digits_toml, tmp_path / "alone", *LONG)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The hash of a run of twelve rounds that was left alone."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "digits.toml").write_text(DIGITS)
+    return simulate(folder / "digits.toml", folder / "run", *LONG)
+
+
+def test_killed_and_resumed_equals_left_alone(
+    digits_toml: Path, alone: str, tmp_path: Path
+) -> None:
     out = tmp_path / "killed"
     for rounds in (2, 6):
         more = ["--resume"] if out.exists() else []
@@ -96,9 +107,8 @@ def test_killed_and_resumed_equals_left_alone(digits_toml: Path, tmp_path: Path)
 
 
 def test_a_damaged_checkpoint_costs_one_round_not_the_run(
-    digits_toml: Path, tmp_path: Path
+    digits_toml: Path, alone: str, tmp_path: Path
 ) -> None:
-    alone = simulate(digits_toml, tmp_path / "alone", *LONG)
     out = tmp_path / "killed"
     interrupt_after(5, out, signal.SIGKILL, ["simulate", digits_toml, "--out", out, *LONG])
     newest = checkpoint_files(out / "checkpoints")[-1]
@@ -152,6 +162,119 @@ def test_a_run_folder_tells_everything(digits_toml: Path, tmp_path: Path) -> Non
     }
 
 
+# Ends the process the hard way at the n-th file that is written, just before or after it is there.
+KILL_AT_WRITE = """
+import os, pathlib, signal
+count, place, before = 0, {place}, {before}
+rename = pathlib.Path.replace
+def replace(self, target):
+    global count
+    count += 1
+    if count == place and before:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(self, target)
+    if count == place:
+        os.kill(os.getpid(), signal.SIGKILL)
+pathlib.Path.replace = replace
+"""
+TWO_STAGES = """
+task = "digits-cnn"
+[data]
+clients = 12
+[[stages]]
+name = "first"
+kind = "train"
+rounds = 2
+clients_per_round = 6
+local_learning_rate = 0.1
+[[stages]]
+name = "second"
+kind = "train"
+rounds = 2
+clients_per_round = 6
+local_learning_rate = 0.05
+server_optimizer = "momentum"
+"""
+WRITES = (
+    10  # config, manifest, 2 checkpoints, stage file, 2 checkpoints, stage file, model, summary
+)
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two stages that was left alone."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "two.toml").write_text(TWO_STAGES)
+    simulate(folder / "two.toml", folder / "alone")
+    return folder / "alone"
+
+
+def killed_at(place: int, config: Path, out: Path, *, before: bool) -> None:
+    first = KILL_AT_WRITE.format(place=place, before=before)
+    done = wildflower("simulate", config, "--out", out, first=first)
+    assert done.returncode == -signal.SIGKILL, (place, done.stderr)
+    done = wildflower("simulate", config, "--out", out, "--resume")
+    assert done.returncode == 0, (place, done.stderr)
+    told = [(row["stage"], row["round"]) for row in map(json.loads, lines_of(out))]
+    assert told == [("first", 1), ("first", 2), ("second", 1), ("second", 2)]
+    assert not list(out.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("place", "before"),
+    [
+        (1, True),
+        (5, True),
+        *[
+            pytest.param(place, before, marks=pytest.mark.slow)
+            for place in range(1, WRITES + 1)
+            for before in (True, False)
+            if (place, before) not in {(1, True), (5, True)}
+        ],
+    ],
+)
+def test_killed_at_any_write_and_resumed_equals_left_alone(
+    place: int, before: bool, two_stages: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    killed_at(place, two_stages.parent / "two.toml", out, before=before)
+    for name in ("first.safetensors", "second.safetensors", "model.safetensors"):
+        assert sha256_of(out / name) == sha256_of(two_stages / name)
+
+
+def test_a_run_goes_on_only_with_the_same_data(digits_toml: Path, tmp_path: Path) -> None:
+    data, out = tmp_path / "mine.npz", tmp_path / "run"
+    x, y = np.random.default_rng(0).random((60, 8, 8)), np.arange(60) % 10
+    np.savez(data, x=x, y=y, x_test=x, y_test=y)
+    arguments: list[str | Path] = [
+        "simulate",
+        digits_toml,
+        "--out",
+        out,
+        *LONG,
+        "-s",
+        f"data.name={data}",
+    ]
+    interrupt_after(2, out, signal.SIGKILL, arguments)
+    np.savez(data, x=x[::-1], y=y, x_test=x, y_test=y)
+    done = wildflower("simulate", out, "--resume")
+    assert done.returncode == 1
+    assert "data_sha256 changed since the run began" in done.stderr
+    np.savez(data, x=x, y=y, x_test=x, y_test=y)
+    assert wildflower("simulate", out, "--resume").returncode == 0
+
+
+def test_two_processes_cannot_work_on_one_run(digits_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(digits_toml, out)
+    (out / "summary.json").unlink()
+    with locked(out / "config.toml") as free:
+        assert free
+        line = refused("simulate", out, "--resume")
+    assert "another process is working on this run" in line
+    assert wildflower("simulate", out, "--resume").returncode == 0
+
+
 def refused(*arguments: str | Path) -> str:
     """Runs a command that must fail for the user's input; returns the one line it said."""
     done = wildflower(*arguments)
@@ -166,9 +289,11 @@ def test_an_existing_folder_is_never_overwritten(digits_toml: Path, tmp_path: Pa
     (tmp_path / "mine" / "thesis.txt").write_text("important")
     assert "already exists" in refused("simulate", digits_toml, "--out", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "important"
+    (tmp_path / "mine" / ".notes.1.tmp").write_text("also important")
     assert "not a run folder" in refused(
         "simulate", digits_toml, "--out", tmp_path / "mine", "--resume"
     )
+    assert (tmp_path / "mine" / ".notes.1.tmp").exists()
 
 
 def test_a_run_resumes_only_as_itself(digits_toml: Path, tmp_path: Path) -> None:
@@ -203,9 +328,25 @@ def test_wrong_words_on_the_command_line(digits_toml: Path, tmp_path: Path) -> N
     assert "has no test split" in refused_npz(digits_toml, tmp_path)
 
 
+def test_a_run_that_cannot_start_leaves_no_folder(digits_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for wrong, told in (
+        ("data.clients=5000", "5000 clients cannot share"),
+        ("task=digits-cn", "task: 'digits-cn' does not exist; did you mean 'digits-cnn'?"),
+        ("evaluate.device=cuda", "'cuda' is not available"),
+        ("data.name=digts", "did you mean 'digits'"),
+    ):
+        if wrong.endswith("cuda") and torch.cuda.is_available():
+            continue
+        assert told in refused("simulate", digits_toml, "--out", out, "-s", wrong)
+        assert not out.exists()
+
+
 def refused_npz(digits_toml: Path, tmp_path: Path) -> str:
     np.savez(tmp_path / "mine.npz", x=np.zeros((40, 8, 8)), y=np.arange(40) % 10)
-    return refused("simulate", digits_toml, "-s", f"data.name={tmp_path / 'mine.npz'}")
+    return refused(
+        "simulate", digits_toml, "--out", tmp_path / "run", "-s", f"data.name={tmp_path}/mine.npz"
+    )
 
 
 def test_ones_own_data_trains(digits_toml: Path, tmp_path: Path) -> None:

@@ -39,9 +39,10 @@ def test_a_hello_survives() -> None:
 
 
 def test_a_request_survives() -> None:
-    request = BlockRequest("train", 3, 1, (4, 7), ARRAYS)
+    request = BlockRequest("train", 3, 0, 1, (4, 7), ARRAYS)
     again = decode_request(encode_request(request, encode_arrays(ARRAYS)))
-    assert (again.stage, again.round, again.block, again.client_ids) == ("train", 3, 1, (4, 7))
+    assert (again.stage, again.round, again.attempt, again.block) == ("train", 3, 0, 1)
+    assert again.client_ids == (4, 7)
     torch.testing.assert_close(again.params, ARRAYS, rtol=0, atol=0)
 
 

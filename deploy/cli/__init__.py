@@ -65,19 +65,23 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return 2
-    except click.ClickException as error:
-        return _fail(error.format_message(), 2)
-    except WildflowerError as error:
-        return _fail(str(error), error.exit_code)
+    except (WildflowerError, click.ClickException, click.Abort) as error:
+        message, code = _told(error)
+    except ModuleNotFoundError as error:
+        advice = "run `make env`, or install the extra that brings it (`wildflower doctor` tells)"
+        message, code = f"{error.name} is not installed: {advice}", 1
     except OSError as error:
-        return _fail(_describe(error), 1)
-    except (KeyboardInterrupt, click.Abort):
-        return _fail("interrupted", Interrupted.exit_code)
-
-
-def _fail(message: str, code: int) -> int:
+        message, code = _describe(error), 1
     print(f"error: {message}", file=sys.stderr)
     return code
+
+
+def _told(error: WildflowerError | click.ClickException | click.Abort) -> tuple[str, int]:
+    if isinstance(error, WildflowerError):
+        return str(error), error.exit_code
+    if isinstance(error, click.ClickException):
+        return error.format_message(), 2
+    return "interrupted", Interrupted.exit_code
 
 
 def _describe(error: OSError) -> str:

@@ -92,7 +92,7 @@ def info(
     shards_per_client: Annotated[int, typer.Option(help="For shards.")] = 2,
     alpha: Annotated[float, typer.Option(help="For dirichlet: small is skewed.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the partition.")] = 0,
-    show: Annotated[int, typer.Option(help="How many clients to print.")] = 10,
+    show: Annotated[int, typer.Option(help="How many clients to print.", min=1)] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Show a dataset and, partitioned, the label histogram of each client.

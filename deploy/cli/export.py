@@ -33,8 +33,7 @@ def export(
     from server.run_folder import RunFolder
 
     folder = RunFolder(run)
-    own = folder.config().export_stages
-    base = own[0] if own else ExportStage()
+    base = folder.config().export_stage or ExportStage()
     asked: dict[str, Any] = {
         "formats": formats,
         "quantize": quantize,

@@ -38,10 +38,13 @@ def simulate(
     Examples: wildflower simulate examples/mnist-cnn.toml
     or, to go on after an interruption: wildflower simulate runs/mnist-cnn-1 --resume
     """
+    from deploy.simulate import check
+
     overrides = list(settings or [])
     if data_root is not None:
         overrides.append(f"data.root={json.dumps(str(data_root))}")
     resolved = read_config(config, overrides)
+    check(resolved)
     path = _run_path(config, resolved, out, resume)
     summary = _run(resolved, path, resume, as_json)
     if as_json:
@@ -51,12 +54,12 @@ def simulate(
 
 
 def _run_path(config: Path, resolved: Config, out: Path | None, resume: bool) -> Path:
-    from server.run_folder import next_run_folder
+    from server.run_folder import new_run_folder
 
     if out is not None:
         return out
     if not resume:
-        return next_run_folder(Path("runs"), resolved.name)
+        return new_run_folder(Path("runs"), resolved.name)
     folder = config if config.is_dir() else config.parent
     if config.is_dir() or (folder / "metrics.jsonl").exists():
         return folder

@@ -19,6 +19,8 @@ RunConfig = dict[str, bool | float | int | str]
 class InlineGrid(Grid):
     """Calls the ClientApp for each message; replies come lazily, in order, one outstanding."""
 
+    engine = "inline"
+
     def __init__(self, client_app: ClientApp, run_config: RunConfig) -> None:
         # Flower makes messages only inside a task of its own; this process is that task.
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 1

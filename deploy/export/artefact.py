@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from deploy.export.measure import Latency, Parity
-from shared_models.errors import ExportError, InputError
+from shared_models.errors import ExportError, InputError, one_line
 from shared_models.files import sha256_of, write_json
 from shared_models.inputs import InputSpec
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a file must keep to be let through."""
+
+    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)]
+    min_agreement: Annotated[float, Field(ge=0, le=1)]
+
+    def objection(self, parity: Parity) -> str:
+        """Returns why a file with this parity is not let through, empty if it is."""
+        if parity.accuracy_drop > self.max_accuracy_drop:
+            return (
+                f"accuracy fell from {parity.accuracy_torch:.4f} to {parity.accuracy:.4f}, "
+                f"more than max_accuracy_drop {self.max_accuracy_drop:g}"
+            )
+        if parity.agreement < self.min_agreement:
+            return (
+                f"it agrees with torch on {parity.agreement:.4f} of the examples, "
+                f"less than min_agreement {self.min_agreement:g}"
+            )
+        return ""
 
 
 @dataclass(frozen=True)
@@ -30,7 +53,7 @@ class Artefact:
     reference_sha256: str
     parity: Parity
     latency: Latency
-    max_accuracy_drop: float
+    gate: Gate
     passed: bool
 
 
@@ -50,31 +73,19 @@ def load_artefact(path: Path) -> Artefact:
         raise InputError(f"{path}: there is no such file")
     beside = describe_path(path)
     try:
-        values: dict[str, Any] = json.loads(beside.read_text())
-        spec = {key: _tuple(value) for key, value in values.pop("input").items()}
-        return Artefact(
-            **{
-                **values,
-                "labels": tuple(values["labels"]),
-                "input": InputSpec(**spec),
-                "parity": Parity(**values["parity"]),
-                "latency": Latency(**values["latency"]),
-            }
-        )
+        return TypeAdapter(Artefact).validate_json(beside.read_text())
     except FileNotFoundError:
         raise InputError(
             f"{beside}: is missing; it lies beside the artefact in the run folder"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{beside}: damaged: {error}") from None
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise InputError(f"{beside}: damaged: {one_line(str(error))}") from None
 
 
 def check_hash(path: Path, expected: str) -> None:
     """Raises `ExportError` unless the file is byte for byte the one that was measured."""
+    if not path.is_file():
+        raise InputError(f"{path}: is missing; it lies beside the artefact in the run folder")
     found = sha256_of(path)
     if found != expected:
         raise ExportError(

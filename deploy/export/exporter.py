@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deploy.export.artefact import Artefact, save_artefact
+from deploy.export.artefact import Artefact, Gate, save_artefact
 from deploy.export.measure import measure_latency, measure_parity
 from deploy.export.quiet import quietly
 from deploy.export.reference import FILE, Reference, save_reference
@@ -25,11 +26,13 @@ from shared_models.arrays import load_arrays
 from shared_models.config import Config, ExportStage
 from shared_models.datasets.dataset import Split
 from shared_models.datasets.load import load_task_data
-from shared_models.errors import ExportError, InputError
+from shared_models.errors import ExportError, InputError, one_line
 from shared_models.files import sha256_of
 from shared_models.randomness import generator
 from shared_models.task import Task
 from shared_models.tasks import load_task
+
+T = TypeVar("T")
 
 _FORMATS = {"onnx": "deploy.export.onnx", "tflite": "deploy.export.tflite"}
 
@@ -66,13 +69,16 @@ def export_run(
     folder.export.mkdir(exist_ok=True)
     save_reference(folder.export / FILE, subject.reference)
     made = []
-    for name in stage.formats:
-        for written in _write(name, subject, stage, folder.export):
-            artefact = _measure(subject, stage, written)
-            save_artefact(folder.export, artefact)
-            observe(artefact)
-            made.append(artefact)
-    _gate(made)
+    for name in dict.fromkeys(stage.formats):
+        with tempfile.TemporaryDirectory(dir=folder.export, prefix=".new-") as workshop:
+            for written in _write(name, subject, stage, Path(workshop)):
+                artefact = _finish(subject, stage, written, folder.export)
+                observe(artefact)
+                made.append(artefact)
+    for artefact in made:
+        if objection := artefact.gate.objection(artefact.parity):
+            kept = "the files are kept for inspection"
+            raise ExportError(f"{artefact.file}: {objection}; {kept}")
     return tuple(made)
 
 
@@ -127,21 +133,31 @@ def _logits(
     return np.concatenate(parts)
 
 
-def _write(name: str, subject: Subject, stage: ExportStage, folder: Path) -> Iterator[Written]:
+def _write(name: str, subject: Subject, stage: ExportStage, workshop: Path) -> Iterator[Written]:
     """Writes the files of one format, one after another."""
-    with quietly():
-        exporter = importlib.import_module(_FORMATS[name])
-        fp32 = folder / f"model-fp32.{name}"
-        exporter.export_fp32(subject.model, subject.calibration[:2], fp32)
+    exporter = _attempt(f"{name}: exporter", lambda: importlib.import_module(_FORMATS[name]))
+    fp32, int8 = (workshop / f"model-{precision}.{name}" for precision in ("fp32", "int8"))
+    sample = subject.calibration[:1].repeat(2, axis=0)
+    _attempt(fp32.name, lambda: exporter.export_fp32(subject.model, sample, fp32))
+    done = "none"
+    if "int8" in stage.quantize:
+        done = _attempt(int8.name, lambda: _quantize(exporter, subject, fp32, int8))
     if "fp32" in stage.quantize:
         yield Written(fp32, name, "fp32", "none")
     if "int8" in stage.quantize:
-        int8 = folder / f"model-int8.{name}"
-        with quietly():
-            done = _quantize(exporter, subject, fp32, int8)
         yield Written(int8, name, "int8", done)
-    if "fp32" not in stage.quantize:
-        fp32.unlink()
+
+
+def _attempt(what: str, make: Callable[[], T]) -> T:
+    """Calls a converter in silence; what it raises becomes an `ExportError` that says where."""
+    try:
+        with quietly():
+            return make()
+    except ImportError:
+        raise
+    except Exception as error:  # converters raise anything
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise ExportError(f"{what}: cannot be made: {reason}") from None
 
 
 def _quantize(exporter: ModuleType, subject: Subject, fp32: Path, int8: Path) -> str:
@@ -152,35 +168,29 @@ def _quantize(exporter: ModuleType, subject: Subject, fp32: Path, int8: Path) ->
     return "int8 weights and activations"
 
 
-def _measure(subject: Subject, stage: ExportStage, written: Written) -> Artefact:
-    task = subject.task
-    predict = open_model(written.path)
+def _finish(subject: Subject, stage: ExportStage, written: Written, folder: Path) -> Artefact:
+    """Measures a file, then puts it and its description where they belong."""
+    task, path = subject.task, written.path
+    predict = open_model(path)
     parity = measure_parity(predict, task.input, subject.reference)
-    return Artefact(
-        file=written.path.name,
+    gate = Gate(stage.max_accuracy_drop, stage.min_agreement)
+    artefact = Artefact(
+        file=path.name,
         format=written.format,
         precision=written.precision,
         quantization=written.quantization,
-        size_bytes=written.path.stat().st_size,
-        sha256=sha256_of(written.path),
+        size_bytes=path.stat().st_size,
+        sha256=sha256_of(path),
         task=task.name,
         labels=task.labels,
         input=task.input,
         weights_sha256=subject.weights_sha256,
-        reference_sha256=sha256_of(written.path.with_name(FILE)),
+        reference_sha256=sha256_of(folder / FILE),
         parity=parity,
         latency=measure_latency(predict, task.input, subject.reference, stage.latency_runs),
-        max_accuracy_drop=stage.max_accuracy_drop,
-        passed=parity.accuracy_drop <= stage.max_accuracy_drop,
+        gate=gate,
+        passed=not gate.objection(parity),
     )
-
-
-def _gate(artefacts: list[Artefact]) -> None:
-    for artefact in artefacts:
-        if not artefact.passed:
-            parity = artefact.parity
-            raise ExportError(
-                f"{artefact.file}: accuracy fell from {parity.accuracy_torch:.4f} to "
-                f"{parity.accuracy:.4f}, more than max_accuracy_drop "
-                f"{artefact.max_accuracy_drop:g}; the files are kept for inspection"
-            )
+    path.replace(folder / path.name)
+    save_artefact(folder, artefact)
+    return artefact

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from deploy.export.reference import Reference
 from deploy.export.runtimes import Predict
+from shared_models.errors import ExportError
 from shared_models.inputs import InputSpec
 
 _BATCH = 100
@@ -36,17 +39,25 @@ class Latency:
 
     median_ms: float
     p95_ms: float
-    runs: int
+    runs: Annotated[int, Field(ge=1)]
 
 
 def measure_parity(predict: Predict, inputs: InputSpec, reference: Reference) -> Parity:
-    """Runs every reference example through the artefact and compares with torch's logits."""
+    """Runs every reference example through the artefact and compares with torch's logits.
+
+    Raises `ExportError` when the file cannot be run on them or answers with other than numbers.
+    """
     logits = np.concatenate(
         [
             predict(inputs.prepare(reference.x[start : start + _BATCH]))
             for start in range(0, len(reference.x), _BATCH)
         ]
     )
+    if logits.shape != reference.logits.shape or not np.isfinite(logits).all():
+        raise ExportError(
+            f"the file answers with shape {logits.shape}, NaN or infinite values; "
+            f"torch answers with shape {reference.logits.shape}"
+        )
     told, expected = logits.argmax(axis=1), reference.logits.argmax(axis=1)
     return Parity(
         examples=len(reference.x),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.export.runtimes import Floats
-from shared_models.errors import InputError
+from shared_models.errors import InputError, one_line
 from shared_models.files import write_atomic
 
 FILE = "reference.npz"
@@ -43,5 +42,5 @@ def load_reference(path: Path) -> Reference:
         raise InputError(
             f"{path}: is missing; it lies beside the artefact in the run folder"
         ) from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: damaged: {error}") from None
+    except Exception as error:  # numpy raises anything on a damaged file
+        raise InputError(f"{path}: damaged: {one_line(str(error))}") from None

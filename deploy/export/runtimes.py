@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.export.quiet import quietly
-from shared_models.errors import ExportError, InputError
+from shared_models.errors import ExportError, InputError, one_line
 
 Floats: TypeAlias = NDArray[np.float32]
 Predict: TypeAlias = Callable[[NDArray[Any]], Floats]
@@ -25,17 +25,27 @@ def open_model(path: Path) -> Predict:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     try:
-        return opener(path)
+        return _named(path, opener(path))
     except ImportError as error:
         raise ExportError(
             f"{path}: its runtime is not installed: {error}; install the `edge` extra"
         ) from None
     except Exception as error:  # both runtimes raise untyped errors for damaged files
-        raise ExportError(f"{path}: the runtime cannot load it: {_first_line(error)}") from None
+        raise ExportError(f"{path}: the runtime cannot load it: {one_line(str(error))}") from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _named(path: Path, predict: Predict) -> Predict:
+    """Returns `predict` whose failures name the file: the runtimes' own errors do not."""
+
+    def named(x: NDArray[Any]) -> Floats:
+        try:
+            return predict(x)
+        except Exception as error:
+            raise ExportError(
+                f"{path}: the runtime cannot run it: {one_line(str(error))}"
+            ) from None
+
+    return named
 
 
 def _open_onnx(path: Path) -> Predict:

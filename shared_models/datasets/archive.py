@@ -30,22 +30,20 @@ class Archive:
 
     def _by_last_part(self, name: str) -> str:
         wanted = PurePosixPath(name).name.removesuffix(".gz")
-        for candidate in self.names:
-            if PurePosixPath(candidate).name.removesuffix(".gz") == wanted:
-                return candidate
-        raise DataError(f"{self.path}: there is no {wanted} in it")
+        found = [n for n in self.names if PurePosixPath(n).name.removesuffix(".gz") == wanted]
+        if len(found) == 1:
+            return found[0]
+        count = f"{len(found)} files are called" if found else "there is no"
+        raise DataError(f"{self.path}: {count} {wanted} in it")
 
 
 def open_archive(path: Path) -> Archive:
-    """Opens a .tgz, .whl, .deb or a folder; raises `DataError` when it cannot be read."""
-    try:
-        if path.is_dir():
-            return _folder(path)
-        if path.suffix == ".whl":
-            return _zip(path)
-        return _tar(path, _deb_content(path) if path.suffix == ".deb" else path.read_bytes())
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, subprocess.CalledProcessError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from None
+    """Opens a .tgz, .whl, .deb or a folder; raises what its library raises when it is damaged."""
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".whl":
+        return _zip(path)
+    return _tar(path, _deb_content(path) if path.suffix == ".deb" else path.read_bytes())
 
 
 def _folder(path: Path) -> Archive:

@@ -23,12 +23,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """One dataset: what it is, where it comes from, which function reads it."""
+    """One dataset: what it is, where it comes from, which function reads it.
+
+    `content_sha256` is `Dataset.digest()`: what loose files in a user's folder must amount to.
+    """
 
     name: str
     description: str
     source: Source
     reader: str
+    content_sha256: str
     labels: tuple[str, ...]
     clients: str
     instead: str = ""
@@ -47,6 +51,7 @@ def _entries() -> tuple[Entry, ...]:
                 11.5,
             ),
             reader="shared_models.datasets.images:read_mnist",
+            content_sha256="c9c899568825c0192b158204e056115690ebe9e01a8a467321a8e34a416b7a26",
             labels=_DIGITS,
             clients="none (partition it)",
             instead="mnist5k",
@@ -62,6 +67,7 @@ def _entries() -> tuple[Entry, ...]:
                 30.9,
             ),
             reader="shared_models.datasets.images:read_fashion_mnist",
+            content_sha256="050f7be9e1fdbb830bcf90ae3e83424b0016c046a7122ee06248af6d72d5ccda",
             labels=(
                 "T-shirt",
                 "trouser",
@@ -87,6 +93,7 @@ def _entries() -> tuple[Entry, ...]:
                 1.4,
             ),
             reader="shared_models.datasets.images:read_mnist5k",
+            content_sha256="e8e9af4ed858e9c98c7949b8573eb80bfe2d6dd8595036b39b8300e645eff98a",
             labels=_DIGITS,
             clients="none (partition it)",
         ),
@@ -101,6 +108,7 @@ def _entries() -> tuple[Entry, ...]:
                 9.5,
             ),
             reader="shared_models.datasets.images:read_digits",
+            content_sha256="a9389e96e662a938f433bca641dd8e01e23fb19cfac386774471769228ea8d8e",
             labels=_DIGITS,
             clients="none (partition it)",
         ),
@@ -115,6 +123,7 @@ def _entries() -> tuple[Entry, ...]:
                 11.3,
             ),
             reader="shared_models.datasets.watch:read_watch",
+            content_sha256="7a7010b0a997380b143272e48772bc64f99cd0ea6fef6ebd7d0278d9d47cca1c",
             labels=("PEN", "ABD", "FEL", "IR", "ER", "TRAP", "ROW"),
             clients="8 subjects",
         ),
@@ -129,6 +138,7 @@ def _entries() -> tuple[Entry, ...]:
                 2.1,
             ),
             reader="shared_models.datasets.shakespeare:read_shakespeare",
+            content_sha256="7bddf70eecda86a7c0ff2de62831a985815a804057be01a95a76c6ccd29810b8",
             labels=tuple(ALPHABET),
             clients="roles with 100 characters or more",
         ),

@@ -33,6 +33,8 @@ def _read_idx_pair(archive: Archive, folder: str, split: str) -> Split:
     images, labels = f"{split}-images-idx3-ubyte", f"{split}-labels-idx1-ubyte"
     x = parse_idx(archive.read(folder + images), images)
     y = parse_idx(archive.read(folder + labels), labels)
+    if len(x) != len(y):
+        raise DataError(f"{archive.path}: {len(x)} images and {len(y)} labels for {split}")
     return Split(x, y.astype(np.int64))
 
 

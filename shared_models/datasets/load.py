@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shared_models.datasets.archive import Archive, open_archive
+from shared_models.datasets.archive import open_archive
 from shared_models.datasets.catalog import CATALOG, Entry
 from shared_models.datasets.dataset import Dataset, Split
 from shared_models.datasets.fetch import cache_folder, cached, check_hash, fetch
 from shared_models.datasets.npz import read_npz
-from shared_models.errors import InputError, did_you_mean
+from shared_models.errors import DataError, InputError, WildflowerError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from shared_models.task import Task
@@ -35,23 +35,37 @@ def load_dataset(name: str, root: str | None = None) -> Dataset:
             "or a path ending in .npz"
         )
     entry = CATALOG[name]
-    module, function = entry.reader.split(":")
-    dataset: Dataset = getattr(importlib.import_module(module), function)(_open(entry, root))
-    return dataset
-
-
-def _open(entry: Entry, root: str | None) -> Archive:
     if root is None:
         cache = cache_folder()
-        return open_archive(cached(entry, cache) or fetch(entry, cache))
-    folder = Path(root)
+        return _read(entry, cached(entry, cache) or fetch(entry, cache))
+    return _read_from(entry, Path(root))
+
+
+def _read_from(entry: Entry, folder: Path) -> Dataset:
+    """Reads the registry's file out of a user's folder, or the loose files that are in it."""
     if not folder.is_dir():
         raise InputError(f"data root {folder}: there is no such folder")
     file = folder / entry.source.filename
-    if not file.exists():
-        return open_archive(folder)
-    check_hash(file, entry.source, advice="replace it")
-    return open_archive(file)
+    if file.exists():
+        check_hash(file, entry.source, advice="replace it")
+        return _read(entry, file)
+    dataset = _read(entry, folder)
+    if dataset.digest() != entry.content_sha256:
+        raise DataError(f"{folder}: what is in it is not {entry.name}, or not all of it")
+    return dataset
+
+
+def _read(entry: Entry, path: Path) -> Dataset:
+    module, function = entry.reader.split(":")
+    reader = getattr(importlib.import_module(module), function)
+    try:
+        dataset: Dataset = reader(open_archive(path))
+    except WildflowerError:
+        raise
+    except Exception as error:  # parsers of damaged files raise anything
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise DataError(f"{path}: cannot be read as {entry.name}: {reason}") from None
+    return dataset
 
 
 def load_task_data(task: Task, name: str | None = None, root: str | None = None) -> Dataset:
@@ -65,7 +79,7 @@ def load_task_data(task: Task, name: str | None = None, root: str | None = None)
 def check_fit(task: Task, name: str, split: Split) -> None:
     """Raises `InputError` unless the split's examples and labels are what the task takes."""
     shape = split.x[np.arange(1)].shape[1:]
-    if np.prod(shape) != np.prod(task.input.shape):
+    if not task.input.fits(shape):
         raise InputError(
             f"dataset {name!r} has examples of shape {shape}, "
             f"task {task.name!r} takes {task.input.shape}"
@@ -74,4 +88,10 @@ def check_fit(task: Task, name: str, split: Split) -> None:
         raise InputError(
             f"dataset {name!r} has label {split.y.max()}, "
             f"task {task.name!r} has {len(task.labels)} labels"
+        )
+    tokens = split.x if task.input.tokens and isinstance(split.x, np.ndarray) else None
+    if tokens is not None and not (tokens.min() >= 0 and tokens.max() < task.input.tokens):
+        raise InputError(
+            f"dataset {name!r} has tokens from {tokens.min()} to {tokens.max()}, "
+            f"task {task.name!r} takes 0 to {task.input.tokens - 1}"
         )

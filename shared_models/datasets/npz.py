@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared_models.datasets.dataset import Dataset, Split
-from shared_models.errors import InputError
+from shared_models.errors import InputError, one_line
+
+_LARGEST = 2**31 - 1  # ids and labels are counted with
 
 
 def read_npz(path: Path) -> Dataset:
@@ -29,8 +30,9 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (ValueError, OSError, zipfile.BadZipFile, AttributeError) as error:
-        raise InputError(f"{path}: not an .npz of plain arrays: {error}") from None
+    except Exception as error:  # numpy raises anything on a damaged file
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise InputError(f"{path}: not an .npz of plain arrays: {reason}") from None
 
 
 def _split(
@@ -66,6 +68,8 @@ def _integers(path: Path, name: str, values: NDArray[Any], length: int) -> NDArr
         raise InputError(
             f"{path}: {name!r} must be {length} integers, got {values.dtype} {values.shape}"
         )
-    if len(values) and values.min() < 0:
+    if values.min() < 0:
         raise InputError(f"{path}: {name!r} holds negative values")
+    if values.max() > _LARGEST:
+        raise InputError(f"{path}: {name!r} holds {values.max()}, the largest may be {_LARGEST}")
     return values.astype(np.int64)

@@ -6,14 +6,15 @@ randomness is drawn outside `step`, by `draw`, and passed in as `noise`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
 from shared_models.arrays import Arrays
+from shared_models.partial import STANDARD_SUMS, SumSpec
 
 Noise: TypeAlias = dict[str, Tensor]
 Metrics: TypeAlias = dict[str, Tensor]
@@ -37,13 +38,16 @@ def no_noise(_: np.random.Generator, __: Batch) -> Noise:
 class Objective:
     """Local training of one client.
 
-    * `begin(server_arrays, client_state) -> local`: `local` is any nest of dicts, tuples, tensors.
+    * `begin(server_arrays, client_state, data) -> local`: `data` are all the client's examples,
+      `local` is any nest of dicts, tuples, tensors.
     * `step(local, batch, noise) -> (local, metrics)`: one batch; metrics are means over the batch.
-    * `end(local) -> (sums, client_state)`: sums by name (`delta`, `stats`), each "add me".
+    * `end(local) -> (sums, client_state, metrics)`: sums by name, each "add me".
     * `draw(generator, batch) -> noise`: what `step` will need.
+    * `sums`: which sums `end` returns, what they are made of and how they are weighted.
     """
 
-    begin: Callable[[Arrays, ClientState], Any]
+    begin: Callable[[Arrays, ClientState, Batch], Any]
     step: Callable[[Any, Batch, Noise], tuple[Any, Metrics]]
-    end: Callable[[Any], tuple[Sums, ClientState]]
+    end: Callable[[Any], tuple[Sums, ClientState, Metrics]]
     draw: Callable[[np.random.Generator, Batch], Noise] = no_noise
+    sums: Mapping[str, SumSpec] = field(default_factory=lambda: STANDARD_SUMS)

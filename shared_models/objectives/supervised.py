@@ -38,7 +38,7 @@ def supervised(task: Task, optimizer: Optimizer, gradient: Gradient) -> Objectiv
         outputs = functional_call(model, {**params, **own}, (batch.x,))
         return task.loss(outputs, batch.y), own
 
-    def begin(server: Arrays, _: ClientState) -> Local:
+    def begin(server: Arrays, _: ClientState, __: Batch) -> Local:
         params = with_role(server, roles, "trainable")
         buffers = {name: tensor for name, tensor in server.items() if name not in params}
         return Local(server, params, buffers, optimizer.init(params))
@@ -50,8 +50,8 @@ def supervised(task: Task, optimizer: Optimizer, gradient: Gradient) -> Objectiv
         change, state = optimizer.update(slope, local.optimizer)
         return Local(local.start, add(local.params, change), buffers, state), {"loss": loss}
 
-    def end(local: Local) -> tuple[Sums, ClientState]:
+    def end(local: Local) -> tuple[Sums, ClientState, Metrics]:
         stats = with_role(local.buffers, roles, "averaged")
-        return {"delta": subtract(local.params, local.start), "stats": stats}, {}
+        return {"delta": subtract(local.params, local.start), "stats": stats}, {}, {}
 
     return Objective(begin, step, end)

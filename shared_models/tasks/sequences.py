@@ -18,6 +18,6 @@ WATCH_LSTM = classification("watch-lstm", "watch", _WATCH, lambda: SensorLstm(6,
 SHAKESPEARE_LSTM = classification(
     "shakespeare-lstm",
     "shakespeare",
-    InputSpec(shape=(WINDOW,), dtype="int64"),
+    InputSpec(shape=(WINDOW,), dtype="int64", tokens=len(ALPHABET)),
     lambda: NextCharacterLstm(len(ALPHABET)),
 )
