@@ -8,17 +8,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from deploy.cli import run
 from server.checkpoints import checkpoint_files
 from shared_models.files import locked, sha256_of
 from tests.conftest import DIGITS
 
+Refused = Callable[..., str]
 LONG = ("-s", "stages.train.rounds=12")
 
 
@@ -42,8 +44,8 @@ def wildflower(*arguments: str | Path, first: str = "") -> subprocess.CompletedP
 
 
 def simulate(config: Path, out: Path, *more: str) -> str:
-    done = wildflower("simulate", config, "--out", out, *more)
-    assert done.returncode == 0, done.stderr
+    """Runs a config in this process; returns the hash of the final weights."""
+    assert run(["simulate", str(config), "--out", str(out), *more]) == 0
     return sha256_of(out / "model.safetensors")
 
 
@@ -71,7 +73,8 @@ def interrupt_after(
 
 def test_two_runs_of_one_config_are_bit_equal(digits_toml: Path, tmp_path: Path) -> None:
     one = simulate(digits_toml, tmp_path / "one")
-    assert one == simulate(digits_toml, tmp_path / "two")
+    assert wildflower("simulate", digits_toml, "--out", tmp_path / "two").returncode == 0
+    assert one == sha256_of(tmp_path / "two" / "model.safetensors")
     assert one != simulate(digits_toml, tmp_path / "three", "-s", "seed=1")
 
 
@@ -264,7 +267,9 @@ def test_a_run_goes_on_only_with_the_same_data(digits_toml: Path, tmp_path: Path
     assert wildflower("simulate", out, "--resume").returncode == 0
 
 
-def test_two_processes_cannot_work_on_one_run(digits_toml: Path, tmp_path: Path) -> None:
+def test_two_processes_cannot_work_on_one_run(
+    refused: Refused, digits_toml: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     simulate(digits_toml, out)
     (out / "summary.json").unlink()
@@ -275,16 +280,24 @@ def test_two_processes_cannot_work_on_one_run(digits_toml: Path, tmp_path: Path)
     assert wildflower("simulate", out, "--resume").returncode == 0
 
 
-def refused(*arguments: str | Path) -> str:
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs a command that must fail for the user's input; returns the one line it said."""
-    done = wildflower(*arguments)
-    assert done.returncode == 2, (done.returncode, done.stderr)
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
+
+    def refuse(*arguments: str | Path) -> str:
+        code = run([str(argument) for argument in arguments])
+        told = capsys.readouterr().err
+        assert code == 2, (code, told)
+        (line,) = told.strip().splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    return refuse
 
 
-def test_an_existing_folder_is_never_overwritten(digits_toml: Path, tmp_path: Path) -> None:
+def test_an_existing_folder_is_never_overwritten(
+    refused: Refused, digits_toml: Path, tmp_path: Path
+) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("important")
     assert "already exists" in refused("simulate", digits_toml, "--out", tmp_path / "mine")
@@ -296,7 +309,7 @@ def test_an_existing_folder_is_never_overwritten(digits_toml: Path, tmp_path: Pa
     assert (tmp_path / "mine" / ".notes.1.tmp").exists()
 
 
-def test_a_run_resumes_only_as_itself(digits_toml: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_only_as_itself(refused: Refused, digits_toml: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     before = simulate(digits_toml, out)
     line = refused("simulate", digits_toml, "--out", out, "--resume", "-s", "seed=5")
@@ -304,19 +317,23 @@ def test_a_run_resumes_only_as_itself(digits_toml: Path, tmp_path: Path) -> None
     assert simulate(digits_toml, out, "--resume") == before
 
 
-def test_folders_that_cannot_be_written(digits_toml: Path, tmp_path: Path) -> None:
+def test_folders_that_cannot_be_written(
+    refused: Refused, digits_toml: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("")
     assert "file" in refused("simulate", digits_toml, "--out", tmp_path / "file")
     assert "file" in refused("simulate", digits_toml, "--out", tmp_path / "file" / "run")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_folder(digits_toml: Path, tmp_path: Path) -> None:
+def test_an_unwritable_folder(refused: Refused, digits_toml: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert "Permission denied" in refused("simulate", digits_toml, "--out", tmp_path / "run")
 
 
-def test_wrong_words_on_the_command_line(digits_toml: Path, tmp_path: Path) -> None:
+def test_wrong_words_on_the_command_line(
+    refused: Refused, digits_toml: Path, tmp_path: Path
+) -> None:
     assert "there is no such file" in refused("simulate", tmp_path / "nothing.toml")
     assert "did you mean 'rounds'" in refused("simulate", digits_toml, "-s", "stages.train.ronds=1")
     assert "did you mean 'digits-cnn'" in refused("simulate", digits_toml, "-s", "task=digit-cnn")
@@ -325,10 +342,16 @@ def test_wrong_words_on_the_command_line(digits_toml: Path, tmp_path: Path) -> N
     assert "there is no such file" in refused("verify", tmp_path / "x.tflite")
     assert "not a run folder" in refused("export", tmp_path)
     assert "'natural' needs data" in refused("data", "info", "digits", "--partition", "natural")
-    assert "has no test split" in refused_npz(digits_toml, tmp_path)
+    np.savez(tmp_path / "mine.npz", x=np.zeros((40, 8, 8)), y=np.arange(40) % 10)
+    own = f"data.name={tmp_path}/mine.npz"
+    assert "has no test split" in refused(
+        "simulate", digits_toml, "--out", tmp_path / "run", "-s", own
+    )
 
 
-def test_a_run_that_cannot_start_leaves_no_folder(digits_toml: Path, tmp_path: Path) -> None:
+def test_a_run_that_cannot_start_leaves_no_folder(
+    refused: Refused, digits_toml: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     for wrong, told in (
         ("data.clients=5000", "5000 clients cannot share"),
@@ -340,13 +363,6 @@ def test_a_run_that_cannot_start_leaves_no_folder(digits_toml: Path, tmp_path: P
             continue
         assert told in refused("simulate", digits_toml, "--out", out, "-s", wrong)
         assert not out.exists()
-
-
-def refused_npz(digits_toml: Path, tmp_path: Path) -> str:
-    np.savez(tmp_path / "mine.npz", x=np.zeros((40, 8, 8)), y=np.arange(40) % 10)
-    return refused(
-        "simulate", digits_toml, "--out", tmp_path / "run", "-s", f"data.name={tmp_path}/mine.npz"
-    )
 
 
 def test_ones_own_data_trains(digits_toml: Path, tmp_path: Path) -> None:
