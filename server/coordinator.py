@@ -65,8 +65,7 @@ def server_optimizer(stage: TrainStage) -> Optimizer:
     """Returns the optimiser that steps the server's model, fed with `-mean(delta)`."""
     if stage.server_optimizer == "sgd":
         return sgd(stage.server_learning_rate)
-    beta = 0.9 if stage.server_momentum is None else stage.server_momentum
-    return momentum(stage.server_learning_rate, beta)
+    return momentum(stage.server_learning_rate, stage.server_momentum or 0.0)
 
 
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:

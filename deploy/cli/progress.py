@@ -67,24 +67,25 @@ class Display:
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
-        if isinstance(event, ExportStarted):
-            # The exporters silence the terminal while they work: no bar may be drawn meanwhile.
-            self._progress.stop()
-            self._say(f"{event.stage}: converting, quantizing, measuring")
-        elif isinstance(event, ArtefactMeasured):
-            artefact = event.artefact
-            self._say(f"exported {artefact.file}, accuracy {artefact.parity.accuracy:.4f}")
-        elif self._live and isinstance(event, StageStarted):
-            self._start(event)
-        elif self._live and isinstance(event, BlockFinished):
-            self._progress.advance(self._bar, event.clients)
-        elif self._live and isinstance(event, RoundFinished):
-            self._finish_round(event.record)
-        elif line := describe(event):
-            self._say(line)
+        match event:
+            case ExportStarted():
+                # The exporters silence the terminal while they work: no bar may be drawn meanwhile.
+                self._progress.stop()
+                self._say(f"{event.stage}: converting, quantizing, measuring")
+            case ArtefactMeasured(artefact):
+                self._say(f"exported {artefact.file}, accuracy {artefact.parity.accuracy:.4f}")
+            case StageStarted() if self._live:
+                self._start(event)
+            case BlockFinished() if self._live:
+                self._progress.advance(self._bar, event.clients)
+            case RoundFinished() if self._live:
+                self._finish_round(event.record)
+            case _:
+                self._say(describe(event))
 
     def _say(self, line: str) -> None:
-        self._progress.console.print(line, markup=False)
+        if line:
+            self._progress.console.print(line, markup=False)
 
     def _start(self, event: StageStarted) -> None:
         self._rounds = event.rounds
