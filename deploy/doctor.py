@@ -115,6 +115,8 @@ def _memory() -> Finding:
 
 def _disk(check: str, folder: Path) -> Finding:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        return Finding(check, "problem", f"{there} is not a folder", "choose another folder")
     found = f"{shutil.disk_usage(there).free / 2**30:.1f} GB free at {folder}"
     if not os.access(there, os.W_OK):
         return Finding(check, "problem", f"{there} is not writable", "choose another folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -12,13 +13,14 @@ import psutil
 import torch
 
 from server.population import Population
-from shared_models.config import Config
+from shared_models.config import Config, to_toml
 from shared_models.versions import versions
 
 
 def make_manifest(config: Config, population: Population, engine: str) -> dict[str, Any]:
     """Returns the manifest as plain values."""
     return {
+        "config_sha256": config_digest(config),
         "versions": versions(),
         "machine": {
             "platform": platform.platform(),
@@ -37,6 +39,11 @@ def make_manifest(config: Config, population: Population, engine: str) -> dict[s
         "data_sha256": list(population.data_sha256),
         "git_commit": git_commit(Path(__file__).parent),
     }
+
+
+def config_digest(config: Config) -> str:
+    """Returns a sha256 of the resolved config."""
+    return hashlib.sha256(to_toml(config).encode()).hexdigest()
 
 
 def _block_map(population: Population) -> dict[str, Any]:

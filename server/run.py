@@ -26,7 +26,7 @@ from server.summary import summarize
 from shared_models.arrays import Arrays, in_dtype, roles_of, save_arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError
-from shared_models.files import write_json
+from shared_models.files import sha256_of, write_json
 from shared_models.messages import Hello, Send
 from shared_models.task import Task, parameter_count
 from shared_models.tasks import load_task
@@ -83,6 +83,7 @@ def _learn(config: Config, folder: RunFolder, transport: Transport, observe: Obs
     folder.update_summary(
         **summarize(config, folder.records(), rounds_before),
         params=parameter_count(task),
+        model_sha256=sha256_of(folder.model_file),
         clients=folder.manifest()["population"]["clients"],
         total_s=time.time() - began,
     )
@@ -150,7 +151,7 @@ def _write_manifest(run: Run, population: Population) -> None:
         write_json(run.folder.manifest_file, now)
         return
     then = run.folder.manifest()
-    for key in ("data_sha256", "population", "plan"):
+    for key in ("config_sha256", "data_sha256", "population", "plan"):
         if then[key] != now[key]:
             raise _changed(key, then[key], now[key])
     if then["versions"]["torch"] != now["versions"]["torch"]:

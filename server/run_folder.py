@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from server.records import RoundRecord, record_from_json
 from shared_models.config import Config, parse_config, to_toml
 from shared_models.errors import CheckpointError, InputError
 from shared_models.files import is_torn, locked, remove_torn, write_atomic, write_json
+
+UNFINISHED = ".new-"  # what a folder of files that are not measured yet is called
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class RunFolder:
                 raise InputError(f"{self.path}: another process is working on this run")
             for folder in (self.path, self.checkpoints, self.export):
                 remove_torn(folder)
+            for unfinished in self.export.glob(f"{UNFINISHED}*"):
+                shutil.rmtree(unfinished)
             yield
 
     def require_same(self, config: Config) -> None:

@@ -27,7 +27,7 @@ from shared_models.tasks import TASKS
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive: TypeAlias = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Count: TypeAlias = Annotated[int, Field(ge=1)]
+Count: TypeAlias = Annotated[int, Field(ge=1, lt=2**31)]
 Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
 
 # What Flower's bundle runs when nobody gives it a config: the smallest thing that is a real run.
@@ -165,6 +165,15 @@ class ExportStage(_Table):
     latency_runs: Count = 200
 
 
+# What TOML's users call it, where pydantic says it in the words of Python.
+_IN_OUR_WORDS = {
+    "string_pattern_mismatch": "a name of letters, digits, '.', '_' and '-'",
+    "string_too_short": "something",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "tuple_type": 'a list, like ["onnx"]',
+    "too_short": "a list with something in it",
+}
 _T = TypeVar("_T", bound=_Table)
 Stage: TypeAlias = TrainStage | ExportStage
 _KINDS: dict[str, type[TrainStage | ExportStage]] = {"train": TrainStage, "export": ExportStage}
@@ -231,7 +240,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     if path.is_dir():
         path = path / "config.toml"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -361,7 +370,7 @@ def _explain(problem: Any, values: Mapping[str, Any]) -> str:
     if kind.startswith("union_tag"):
         kinds = ", ".join(_KINDS)
         return f"key {key + '.kind'!r} must be one of: {kinds}"
-    message = problem["msg"].removeprefix("Input should be ")
+    message = _IN_OUR_WORDS.get(kind, problem["msg"].removeprefix("Input should be "))
     return f"key {key!r} must be {message}, got {given!r}"
 
 

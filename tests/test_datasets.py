@@ -99,6 +99,12 @@ def test_a_cached_file_needs_no_network_and_no_client(
     assert fetch(DIGITS, tmp_path) == tmp_path / whole.name
 
 
+@pytest.mark.parametrize("place", ["/dev/null", "/dev/null/sub", "/proc/nowhere"])
+def test_a_cache_that_cannot_be_made_names_the_variable(place: str) -> None:
+    with pytest.raises(InputError, match="WILDFLOWER_DATA"):
+        fetch(DIGITS, Path(place))
+
+
 def test_a_missing_registry_client_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,21 +144,21 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
     folder = loose_digits(tmp_path / "mine")
     lines = gzip.decompress((folder / "digits.csv.gz").read_bytes()).splitlines(keepends=True)
     (folder / "digits.csv.gz").write_bytes(gzip.compress(b"".join(lines[::-1])))
-    with pytest.raises(DataError, match="is not digits, or not all of it"):
+    with pytest.raises(InputError, match="is not digits, or not all of it"):
         load_dataset("digits", str(folder))
     (folder / "digits.csv.gz").write_bytes(b"\x1f\x8b")
-    with pytest.raises(DataError, match="cannot be read as digits: EOFError"):
+    with pytest.raises(InputError, match="cannot be read as digits: EOFError"):
         load_dataset("digits", str(folder))
     (folder / "digits.csv").write_bytes(b"")
-    with pytest.raises(DataError, match=r"2 files are called digits\.csv"):
+    with pytest.raises(InputError, match=r"2 files are called digits\.csv"):
         load_dataset("digits", str(folder))
-    with pytest.raises(DataError, match="there is no train-images-idx3-ubyte in it"):
+    with pytest.raises(InputError, match="there is no train-images-idx3-ubyte in it"):
         load_dataset("mnist", str(folder))
 
 
 def test_a_pickle_is_opened_only_if_it_is_the_pinned_one(tmp_path: Path) -> None:
     np.save(tmp_path / "watch_dataset.npy", np.array({"X": []}, dtype=object), allow_pickle=True)
-    with pytest.raises(DataError, match="not the file that was pinned"):
+    with pytest.raises(InputError, match="not the file that was pinned"):
         load_dataset("watch", str(tmp_path))
 
 

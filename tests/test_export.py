@@ -15,11 +15,13 @@ import pytest
 
 from deploy.cli import run
 from deploy.export.artefact import Gate, load_artefact
+from deploy.export.exporter import attempt
 from deploy.export.measure import Parity, measure_parity
 from deploy.export.reference import load_reference
 from deploy.export.runtimes import Floats, Predict, open_model
 from shared_models.datasets.load import load_dataset
 from shared_models.errors import ExportError
+from shared_models.files import sha256_of
 from shared_models.inputs import InputSpec
 from tests.conftest import DIGITS
 
@@ -242,6 +244,30 @@ def test_a_later_export_keeps_what_is_there(finished: Path, tmp_path: Path) -> N
     assert {artefact["file"] for artefact in summary["artefacts"]} == set(FILES)
     for name in FILES:
         assert run(["verify", str(again / "export" / name)]) == 0
+
+
+def test_damaged_weights_are_not_exported_and_can_be_restored(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = Path(shutil.copytree(finished, tmp_path / "run"))
+    flip(again / "model.safetensors")
+    assert run(["export", str(again), "--format", "onnx"]) == 1
+    assert "model.safetensors: damaged" in capsys.readouterr().err
+    assert run(["simulate", str(again), "--resume", "-s", "stages.export.latency_runs=20"]) == 0
+    assert sha256_of(again / "model.safetensors") == sha256_of(finished / "model.safetensors")
+
+
+def test_an_interrupt_that_a_converter_swallowed_is_still_one() -> None:
+    def convert() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("the model cannot be exported") from error
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt("model.onnx", convert)
+    with pytest.raises(ExportError, match=r"model\.onnx: cannot be made: ZeroDivisionError"):
+        attempt("model.onnx", lambda: 1 // 0)
 
 
 def test_a_recurrent_model_is_exported_and_measured(tmp_path: Path) -> None:

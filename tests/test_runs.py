@@ -33,7 +33,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
 
 def command(*arguments: str | Path, first: str = "") -> list[str]:
-    code = f"{first}\nfrom deploy.cli import main; main()"
+    code = f"{first}\nfrom deploy.__main__ import main; main()"
     return [sys.executable, "-c", code, *map(str, arguments)]
 
 
@@ -129,6 +129,22 @@ def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(digits_toml: Path, tmp_path: 
     assert line.startswith("error: interrupted")
     assert f"wildflower simulate {out} --resume" in line
     assert wildflower("simulate", out, "--resume").returncode == 0
+
+
+def test_a_polite_end_is_an_interruption(digits_toml: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    said = interrupt_after(2, out, signal.SIGTERM, ["simulate", digits_toml, "--out", out, *LONG])
+    assert f"wildflower simulate {out} --resume" in said
+
+
+def test_a_config_that_was_edited_after_the_run_does_not_pass_for_it(
+    refused: Refused, digits_toml: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    simulate(digits_toml, out)
+    edited = (out / "config.toml").read_text().replace("rounds = 4", "rounds = 5")
+    (out / "config.toml").write_text(edited)
+    assert "was edited after the run" in refused("simulate", out, "--resume")
 
 
 def test_a_run_folder_tells_everything(digits_toml: Path, tmp_path: Path) -> None:
@@ -339,6 +355,9 @@ def test_wrong_words_on_the_command_line(
     assert "did you mean 'digits-cnn'" in refused("simulate", digits_toml, "-s", "task=digit-cnn")
     assert "--resume needs to know which run" in refused("simulate", digits_toml, "--resume")
     assert "No such command" in refused("simulat")
+    digits_toml.write_bytes(b"\xef\xbb\xbf" + digits_toml.read_bytes())  # as Windows editors do
+    long = ["simulate", digits_toml, "--out", tmp_path / ("x" * 300)]
+    assert "too long" in refused(*long)
     assert "there is no such file" in refused("verify", tmp_path / "x.tflite")
     assert "not a run folder" in refused("export", tmp_path)
     assert "'natural' needs data" in refused("data", "info", "digits", "--partition", "natural")

@@ -52,15 +52,12 @@ app.command()(doctor.doctor)
 app.add_typer(data.app, name="data")
 
 
-def main() -> None:
-    """Runs the command line and exits: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit code, and says in one line what went wrong."""
     try:
         result = app(list(arguments), prog_name="wildflower", standalone_mode=False)
+        if result == Interrupted.exit_code:  # what typer makes of Ctrl-C
+            raise Interrupted("interrupted")
         return result if isinstance(result, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -71,7 +68,7 @@ def run(arguments: Sequence[str]) -> int:
         advice = "run `make env`, or install the extra that brings it (`wildflower doctor` tells)"
         message, code = f"{error.name} is not installed: {advice}", 1
     except OSError as error:
-        message, code = _describe(error), 1
+        message, code = _describe(error), 2 if error.errno == errno.ENAMETOOLONG else 1
     print(f"error: {message}", file=sys.stderr)
     return code
 
@@ -87,6 +84,5 @@ def _told(error: WildflowerError | click.ClickException | click.Abort) -> tuple[
 def _describe(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        advice = "free some space; a run goes on with `wildflower simulate RUN --resume`"
-        return f"{where}the disk is full; {advice}"
+        return f"{where}the disk is full; free some space, then run the command again"
     return f"{where}{error.strerror or error}"

@@ -91,7 +91,7 @@ def info(
     clients: Annotated[int | None, typer.Option(help="How many clients to cut it into.")] = None,
     shards_per_client: Annotated[int, typer.Option(help="For shards.")] = 2,
     alpha: Annotated[float, typer.Option(help="For dirichlet: small is skewed.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed of the partition.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the partition.", min=0)] = 0,
     show: Annotated[int, typer.Option(help="How many clients to print.", min=1)] = 10,
     as_json: AsJson = False,
 ) -> None:

@@ -57,6 +57,8 @@ def _run_path(config: Path, resolved: Config, out: Path | None, resume: bool) ->
     from server.run_folder import new_run_folder
 
     if out is not None:
+        if resume and config.is_dir() and out.absolute() != config.absolute():
+            raise InputError(f"--out {out}: contradicts --resume of the run in {config}")
         return out
     if not resume:
         return new_run_folder(Path("runs"), resolved.name)
@@ -72,8 +74,7 @@ def _run(config: Config, path: Path, resume: bool, as_json: bool) -> dict[str, A
     from server.run_folder import RunFolder
 
     folder = RunFolder(path)
-    if resume and folder.summary().get("status") == "done":
-        folder.require_same(config)
+    if resume and _is_done(folder, config):
         return folder.summary()
     try:
         return _run_now(config, folder, resume, as_json)
@@ -81,6 +82,22 @@ def _run(config: Config, path: Path, resume: bool, as_json: bool) -> dict[str, A
         raise Interrupted(
             f"interrupted; finished rounds are safe: `wildflower simulate {path} --resume` goes on"
         ) from None
+
+
+def _is_done(folder: RunFolder, config: Config) -> bool:
+    """Whether the folder holds this very run, finished and with its weights as they were."""
+    from server.manifest import config_digest
+    from shared_models.files import sha256_of
+
+    summary = folder.summary()
+    if summary.get("status") != "done" or not folder.model_file.exists():
+        return False
+    folder.require_same(config)
+    if folder.manifest()["config_sha256"] != config_digest(config):
+        raise InputError(
+            f"{folder.config_file}: was edited after the run; run it without --resume to start anew"
+        )
+    return bool(summary.get("model_sha256") == sha256_of(folder.model_file))
 
 
 def _run_now(config: Config, folder: RunFolder, resume: bool, as_json: bool) -> dict[str, Any]:

@@ -79,7 +79,14 @@ def load_artefact(path: Path) -> Artefact:
             f"{beside}: is missing; it lies beside the artefact in the run folder"
         ) from None
     except (ValidationError, UnicodeDecodeError) as error:
-        raise InputError(f"{beside}: damaged: {one_line(str(error))}") from None
+        raise InputError(f"{beside}: damaged: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError | UnicodeDecodeError) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "not text"
+    problem = error.errors()[0]
+    return one_line(f"{'.'.join(map(str, problem['loc']))} {problem['msg']}")
 
 
 def check_hash(path: Path, expected: str) -> None:

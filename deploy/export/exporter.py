@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from deploy.export.quiet import quietly
 from deploy.export.reference import FILE, Reference, save_reference
 from deploy.export.runtimes import open_model
 from server.evaluation import evaluation_split
-from server.run_folder import RunFolder
+from server.run_folder import UNFINISHED, RunFolder
 from shared_models.arrays import load_arrays
 from shared_models.config import Config, ExportStage
 from shared_models.datasets.dataset import Split
@@ -70,7 +71,7 @@ def export_run(
     save_reference(folder.export / FILE, subject.reference)
     made = []
     for name in dict.fromkeys(stage.formats):
-        with tempfile.TemporaryDirectory(dir=folder.export, prefix=".new-") as workshop:
+        with tempfile.TemporaryDirectory(dir=folder.export, prefix=UNFINISHED) as workshop:
             for written in _write(name, subject, stage, Path(workshop)):
                 artefact = _finish(subject, stage, written, folder.export)
                 observe(artefact)
@@ -89,6 +90,12 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
             f"{folder.path}: has no model.safetensors yet; finish it with "
             f"`wildflower simulate {folder.path} --resume`"
         )
+    weights = sha256_of(folder.model_file)
+    if weights != folder.summary().get("model_sha256", weights):
+        raise ExportError(
+            f"{folder.model_file}: damaged: it is not what was trained; "
+            f"`wildflower simulate {folder.path} --resume` restores it"
+        )
     task = load_task(config.task)
     model = task.model().eval()
     model.load_state_dict(load_arrays(folder.model_file))
@@ -96,7 +103,7 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
     return Subject(
         task,
         model,
-        sha256_of(folder.model_file),
+        weights,
         _calibration(config, task, stage),
         _reference(config, task, model, stage),
     )
@@ -135,29 +142,40 @@ def _logits(
 
 def _write(name: str, subject: Subject, stage: ExportStage, workshop: Path) -> Iterator[Written]:
     """Writes the files of one format, one after another."""
-    exporter = _attempt(f"{name}: exporter", lambda: importlib.import_module(_FORMATS[name]))
+    exporter = attempt(f"{name}: exporter", lambda: importlib.import_module(_FORMATS[name]))
     fp32, int8 = (workshop / f"model-{precision}.{name}" for precision in ("fp32", "int8"))
     sample = subject.calibration[:1].repeat(2, axis=0)
-    _attempt(fp32.name, lambda: exporter.export_fp32(subject.model, sample, fp32))
+    attempt(fp32.name, lambda: exporter.export_fp32(subject.model, sample, fp32))
     done = "none"
     if "int8" in stage.quantize:
-        done = _attempt(int8.name, lambda: _quantize(exporter, subject, fp32, int8))
+        done = attempt(int8.name, lambda: _quantize(exporter, subject, fp32, int8))
     if "fp32" in stage.quantize:
         yield Written(fp32, name, "fp32", "none")
     if "int8" in stage.quantize:
         yield Written(int8, name, "int8", done)
 
 
-def _attempt(what: str, make: Callable[[], T]) -> T:
+def attempt(what: str, make: Callable[[], T]) -> T:
     """Calls a converter in silence; what it raises becomes an `ExportError` that says where."""
     try:
         with quietly():
             return make()
     except ImportError:
         raise
-    except Exception as error:  # converters raise anything
+    except Exception as error:  # converters raise anything, and wrap what they did not raise
+        _raise_if_wrapped(error)
         reason = one_line(f"{type(error).__name__}: {error}")
         raise ExportError(f"{what}: cannot be made: {reason}") from None
+
+
+def _raise_if_wrapped(error: BaseException) -> None:
+    """Raises what is no fault of the converter's: the user's Ctrl-C, a full disk."""
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or isinstance(cause, KeyboardInterrupt):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def _quantize(exporter: ModuleType, subject: Subject, fp32: Path, int8: Path) -> str:
@@ -191,6 +209,7 @@ def _finish(subject: Subject, stage: ExportStage, written: Written, folder: Path
         gate=gate,
         passed=not gate.objection(parity),
     )
+    path.chmod(0o644)  # some exporters make their files executable
     path.replace(folder / path.name)
     save_artefact(folder, artefact)
     return artefact

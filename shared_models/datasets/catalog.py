@@ -99,7 +99,7 @@ def _entries() -> tuple[Entry, ...]:
         ),
         Entry(
             name="digits",
-            description="1,797 digits (1,437 + 360), 8x8",
+            description="1,797 digits (1,438 + 359), 8x8",
             source=Source(
                 "pip",
                 "scikit-learn==1.7.2",

