@@ -22,7 +22,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,
 )
 
 
@@ -59,9 +58,8 @@ def run(arguments: Sequence[str]) -> int:
         if result == Interrupted.exit_code:  # what typer makes of Ctrl-C
             raise Interrupted("interrupted")
         return result if isinstance(result, int) else 0
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 2
+    except click.exceptions.NoArgsIsHelpError:
+        return 2  # the help was printed when the error was made
     except (WildflowerError, click.ClickException, click.Abort) as error:
         message, code = _told(error)
     except ModuleNotFoundError as error:

@@ -19,7 +19,6 @@ from shared_models.errors import InputError, did_you_mean
 
 app = typer.Typer(help="List, fetch and inspect datasets.", no_args_is_help=True)
 
-_Name = Annotated[str, typer.Argument(help="A dataset of `wildflower data list`.")]
 _Root = Annotated[
     str | None, typer.Option("--data-root", help="A folder with files that you already have.")
 ]
@@ -67,8 +66,10 @@ def _row(entry: Entry) -> dict[str, Any]:
 
 
 @app.command("fetch")
-def fetch_(name: _Name, as_json: AsJson = False) -> None:
+def fetch_(name: str, as_json: AsJson = False) -> None:
     """Download a dataset into the cache, unless it is there already and whole.
+
+    NAME is a dataset of `wildflower data list`.
 
     Example: wildflower data fetch mnist
     """
@@ -83,7 +84,7 @@ def fetch_(name: _Name, as_json: AsJson = False) -> None:
 
 @app.command("info")
 def info(
-    name: Annotated[str, typer.Argument(help="A dataset, or a path to an .npz.")],
+    name: str,
     data_root: _Root = None,
     kind: Annotated[
         str | None, typer.Option("--partition", help="iid, shards, dirichlet or natural.")
@@ -96,6 +97,8 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Show a dataset and, partitioned, the label histogram of each client.
+
+    NAME is a dataset of `wildflower data list`, or a path to an .npz.
 
     Example: wildflower data info mnist --partition dirichlet --clients 100 --alpha 0.1
     """

@@ -13,7 +13,7 @@ from shared_models.config import ExportStage, parse_export
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A finished run folder.")],
+    run: Path,
     formats: Annotated[
         list[str] | None, typer.Option("--format", help="onnx or tflite; may be repeated.")
     ] = None,
@@ -26,6 +26,8 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Export a run's model, run every file on the test data and compare it with torch.
+
+    RUN is a finished run folder.
 
     Example: wildflower export runs/mnist-cnn-1 --format tflite --quantize int8
     """
@@ -49,14 +51,13 @@ def export(
 
 
 def verify(
-    file: Annotated[
-        Path, typer.Argument(help="An .onnx or .tflite file of a run's export folder.")
-    ],
+    file: Path,
     as_json: AsJson = False,
 ) -> None:
     """Measure an exported file again, against the reference that lies beside it.
 
-    Needs the file's runtime only, no torch.
+    FILE is an .onnx or .tflite file in a run's export folder. Needs its runtime only, no torch.
+
     Example: wildflower verify runs/mnist-cnn-1/export/model-int8.tflite
     """
     from deploy.export.verify import verify as measure_again

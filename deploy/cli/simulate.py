@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    config: Annotated[Path, typer.Argument(help="A TOML file, or a run folder (its config.toml).")],
+    config: Path,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; default: runs/<config name>-<n>.")
     ] = None,
@@ -35,8 +35,11 @@ def simulate(
 ) -> None:
     """Run all stages of a config on this machine and leave a run folder.
 
-    Examples: wildflower simulate examples/mnist-cnn.toml
-    or, to go on after an interruption: wildflower simulate runs/mnist-cnn-1 --resume
+    CONFIG is a TOML file, or a run folder, which stands for its config.toml.
+
+    Example: wildflower simulate examples/mnist-cnn.toml
+
+    To go on after an interruption: wildflower simulate runs/mnist-cnn-1 --resume
     """
     from deploy.simulate import check
 
