@@ -54,5 +54,5 @@ def test_files_that_a_document_names_are_there(doc: Path) -> None:
 
 def test_the_config_in_the_docs_is_valid() -> None:
     blocks = re.findall(r"(?s)```toml\n(.*?)```", (ROOT / "docs" / "run.md").read_text())
-    for block in blocks:
-        parse_config(block, "docs/run.md")
+    assert blocks
+    assert all(parse_config(block, "docs/run.md").learning_stages for block in blocks)

