@@ -27,6 +27,7 @@ from shared_models.wire import (
 )
 
 ARRAYS = {"encoder.w": torch.randn(2, 3), "head.b": torch.randn(()), "n": torch.tensor([1, 2])}
+RAW = "wildflower.raw"
 PARTIAL = Partial(
     {"delta": Sum(ARRAYS, 12.0), "stats": Sum({}, 12.0)},
     (Row(3, 12, {"loss": 0.5}), Row(9, 4, {}, "refused", "w: holds NaN")),
@@ -73,7 +74,8 @@ def broken(change: Callable[[RecordDict], Any]) -> RecordDict:
         lambda c: c["rows"].update(status=["ok", "fine"]),
         lambda c: c["rows"].update(examples=3),
         lambda c: c["weights"].update(delta="many"),
-        lambda c: c["sum.delta"].update(w=Array("float32", (2,), "numpy.ndarray", b"junk")),
+        lambda c: c["sum.delta"].update(w=Array("float32", (2,), RAW, b"short")),
+        lambda c: c["sum.delta"].update(w=Array("object", (1,), RAW, bytes(8))),
     ],
 )
 def test_a_malformed_partial_is_our_error(change: Callable[[RecordDict], Any]) -> None:
@@ -84,7 +86,7 @@ def test_a_malformed_partial_is_our_error(change: Callable[[RecordDict], Any]) -
 @given(st.binary(max_size=300))
 @settings(deadline=None)
 def test_no_bytes_make_the_decoder_do_anything_but_answer_or_refuse(data: bytes) -> None:
-    record = ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", data)})
+    record = ArrayRecord({"w": Array("float32", (76,), RAW, data)})
     content = RecordDict(
         {"rows": ConfigRecord({}), "weights": ConfigRecord({"delta": 1.0}), "sum.delta": record}
     )
@@ -96,5 +98,5 @@ def test_nothing_is_unpickled() -> None:
     file = io.BytesIO()
     np.save(file, np.array([object()]), allow_pickle=True)
     array = Array("object", (1,), "numpy.ndarray", file.getvalue())
-    with pytest.raises(UpdateError, match="pickle"):
+    with pytest.raises(UpdateError, match="not understood"):
         decode_partial(broken(lambda c: c.array_records["sum.delta"].update(w=array)))
