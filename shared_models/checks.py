@@ -57,6 +57,11 @@ def _check_named(name: str, arrays: Arrays, like: Arrays) -> None:
         raise UpdateError(f"{name}: missing arrays {missing}, unknown arrays {unknown}")
     for key, expected in like.items():
         _check_array(f"{name}.{key}", arrays[key], expected)
+    # One look at the norm of everything; which array is at fault matters only if there is a fault.
+    if not bool(torch.isfinite(global_norm(arrays))):
+        for key, array in arrays.items():
+            if not bool(torch.isfinite(array).all()):
+                raise UpdateError(f"{name}.{key}: holds NaN or infinite values")
 
 
 def _check_array(key: str, array: torch.Tensor, expected: torch.Tensor) -> None:
@@ -64,5 +69,3 @@ def _check_array(key: str, array: torch.Tensor, expected: torch.Tensor) -> None:
         raise UpdateError(f"{key}: shape {tuple(array.shape)}, expected {tuple(expected.shape)}")
     if array.dtype != expected.dtype:
         raise UpdateError(f"{key}: dtype {array.dtype}, expected {expected.dtype}")
-    if not bool(torch.isfinite(array).all()):
-        raise UpdateError(f"{key}: holds NaN or infinite values")

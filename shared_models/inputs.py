@@ -37,5 +37,8 @@ class InputSpec:
         shaped = raw.reshape(len(raw), *self.shape)
         if self.dtype == "int64":
             return shaped.astype(np.int64)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return np.asarray((shaped.astype(np.float32) - mean) / std, np.float32)
+        values = shaped.astype(np.float32)
+        if any(self.mean):
+            values -= np.array(self.mean, np.float32)
+        values /= np.array(self.std, np.float32)
+        return values

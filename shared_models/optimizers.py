@@ -20,10 +20,15 @@ OptimizerState: TypeAlias = dict[str, Arrays]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """A rule that turns gradients into steps; its state is explicit, so it can be checkpointed."""
+    """A rule that turns gradients into steps; its state is explicit, so it can be checkpointed.
+
+    `plain_rate` is set when the step is `-plain_rate * gradient` and nothing else: then a faster
+    trainer may write the step straight into the weights.
+    """
 
     init: Callable[[Arrays], OptimizerState]
     update: Callable[[Arrays, OptimizerState], tuple[Arrays, OptimizerState]]
+    plain_rate: float | None = None
 
 
 def _stateless(_: Arrays) -> OptimizerState:
@@ -36,7 +41,7 @@ def sgd(learning_rate: float) -> Optimizer:
     def update(gradient: Arrays, state: OptimizerState) -> tuple[Arrays, OptimizerState]:
         return scaled(gradient, -learning_rate), state
 
-    return Optimizer(_stateless, update)
+    return Optimizer(_stateless, update, plain_rate=learning_rate)
 
 
 def momentum(learning_rate: float, beta: float) -> Optimizer:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from shared_models.arrays import Arrays
+from shared_models.optimizers import Optimizer
 from shared_models.partial import STANDARD_SUMS, SumSpec
 
 Noise: TypeAlias = dict[str, Tensor]
@@ -44,6 +45,8 @@ class Objective:
     * `end(local) -> (sums, client_state, metrics)`: sums by name, each "add me".
     * `draw(generator, batch) -> noise`: what `step` will need.
     * `sums`: which sums `end` returns, what they are made of and how they are weighted.
+    * `descent`: set when local training is nothing but this optimiser's steps down the task's loss:
+      then a faster trainer may take them in another way.
     """
 
     begin: Callable[[Arrays, ClientState, Batch], Any]
@@ -51,3 +54,4 @@ class Objective:
     end: Callable[[Any], tuple[Sums, ClientState, Metrics]]
     draw: Callable[[np.random.Generator, Batch], Noise] = no_noise
     sums: Mapping[str, SumSpec] = field(default_factory=lambda: STANDARD_SUMS)
+    descent: Optimizer | None = None

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from shared_models.arrays import Arrays, add, roles_of, subtract, with_role
 from shared_models.gradients import Gradient
+from shared_models.noise import noise_of
 from shared_models.objectives import Batch, ClientState, Metrics, Noise, Objective, Sums
 from shared_models.optimizers import Optimizer, OptimizerState
 from shared_models.task import Task
@@ -30,12 +31,15 @@ class Local(NamedTuple):
 def supervised(task: Task, optimizer: Optimizer, gradient: Gradient) -> Objective:
     """Returns the objective that trains `task` with `optimizer`; sums are `delta` and `stats`."""
     model = task.make_model().train()
+    draw = noise_of(model)
     roles = roles_of(model)
 
-    def loss_of(params: Arrays, buffers: Arrays, batch: Batch) -> tuple[Tensor, Arrays]:
+    def loss_of(
+        params: Arrays, buffers: Arrays, batch: Batch, noise: Noise
+    ) -> tuple[Tensor, Arrays]:
         # BatchNorm writes its statistics in place: it gets its own copy, returned as a value.
         own = {name: tensor.clone() for name, tensor in buffers.items()}
-        outputs = functional_call(model, {**params, **own}, (batch.x,))
+        outputs = functional_call(model, {**params, **own, **noise}, (batch.x,))
         return task.loss(outputs, batch.y), own
 
     def begin(server: Arrays, _: ClientState, __: Batch) -> Local:
@@ -43,9 +47,9 @@ def supervised(task: Task, optimizer: Optimizer, gradient: Gradient) -> Objectiv
         buffers = {name: tensor for name, tensor in server.items() if name not in params}
         return Local(server, params, buffers, optimizer.init(params))
 
-    def step(local: Local, batch: Batch, _: Noise) -> tuple[Local, Metrics]:
+    def step(local: Local, batch: Batch, noise: Noise) -> tuple[Local, Metrics]:
         slope, loss, buffers = gradient(
-            lambda params: loss_of(params, local.buffers, batch), local.params
+            lambda params: loss_of(params, local.buffers, batch, noise), local.params
         )
         change, state = optimizer.update(slope, local.optimizer)
         return Local(local.start, add(local.params, change), buffers, state), {"loss": loss}
@@ -54,4 +58,4 @@ def supervised(task: Task, optimizer: Optimizer, gradient: Gradient) -> Objectiv
         stats = with_role(local.buffers, roles, "averaged")
         return {"delta": subtract(local.params, local.start), "stats": stats}, {}, {}
 
-    return Objective(begin, step, end)
+    return Objective(begin, step, end, draw, descent=optimizer)
