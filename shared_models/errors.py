@@ -8,6 +8,7 @@
     ├── RoundError           a round has no usable update
     ├── CheckpointError      a checkpoint cannot be read or written
     ├── ExportError          an artefact cannot be made, or failed its gate
+    ├── EngineError          no worker can be had to train clients
     └── Interrupted          the user stopped it                       exit code 130
 
 A message is one line that names the file, key or client, what was expected and what came.
@@ -53,6 +54,10 @@ class CheckpointError(WildflowerError):
 
 class ExportError(WildflowerError):
     """An artefact cannot be made, or failed its gate."""
+
+
+class EngineError(WildflowerError):
+    """No worker can be had to train clients."""
 
 
 class Interrupted(WildflowerError):
