@@ -1,9 +1,9 @@
 # Set-up: `make demo` and `make test` each make the environment if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := train,simulation,export,edge,dev
+EXTRAS := train,simulation,export,edge,bench,dev
 
-.PHONY: env demo test test-all check format clean
+.PHONY: env demo test test-all check format bench bench-env clean
 
 env: .venv/.installed
 
@@ -33,5 +33,17 @@ format: env
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# Peers whose pins clash with ours live in an environment of their own.
+bench-env: env .venv-pfl/.installed
+
+.venv-pfl/.installed: benchmarks/pfl-requirements.txt
+	$(PYTHON) -m venv .venv-pfl
+	.venv-pfl/bin/pip install --quiet --disable-pip-version-check -r benchmarks/pfl-requirements.txt
+	@touch $@
+
+# All systems side by side, about an hour on two idle cores: make bench BENCH="--workloads W2 --repeat 1"
+bench: bench-env
+	$(BIN)/python -m benchmarks.compare $(BENCH)
+
 clean:
-	rm -rf .venv build dist *.egg-info *.fab .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-pfl build dist *.egg-info *.fab .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

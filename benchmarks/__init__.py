@@ -1,0 +1,1 @@
+"""How fast the simulator is, beside a bare loop, pfl and stock Flower: see docs/benchmarks.md."""
