@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deploy.cli.app import simulate_app
 from deploy.cli.output import AsJson, console, print_artefacts, print_json, print_table
 from shared_models.config import Config, read_config
 from shared_models.errors import InputError, Interrupted
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def simulate(
-    config: Path,
+    config: Annotated[Path | None, typer.Argument()] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; default: runs/<config name>-<n>.")
     ] = None,
@@ -31,6 +32,12 @@ def simulate(
     data_root: Annotated[
         Path | None, typer.Option(help="A folder with data files that you already have.")
     ] = None,
+    app: Annotated[
+        Path | None, typer.Option(help="The folder of a Flower app to run instead of a config.")
+    ] = None,
+    num_supernodes: Annotated[
+        int | None, typer.Option(help="How many nodes to simulate for --app.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run all stages of a config on this machine and leave a run folder.
@@ -40,7 +47,15 @@ def simulate(
     Example: wildflower simulate examples/mnist-cnn.toml
 
     To go on after an interruption: wildflower simulate runs/mnist-cnn-1 --resume
+
+    Any Flower app, unmodified: wildflower simulate --app DIR --num-supernodes 100
     """
+    if app is not None:
+        others = {"CONFIG": config, "--out": out, "--resume": resume, "--data-root": data_root}
+        simulate_app(app, num_supernodes, settings or (), others, as_json)
+        return
+    if config is None or num_supernodes is not None:
+        raise InputError("expected a CONFIG, or --app DIR and --num-supernodes N")
     from deploy.simulate import check
 
     overrides = list(settings or [])

@@ -1,0 +1,1 @@
+"""Logistic regression with a loop of its own."""
