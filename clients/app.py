@@ -13,7 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.host import Host, open_host
-from clients.trainer import Training, train_block
+from clients.training import BlockTrainer
 from shared_models.config import BUILTIN, parse_config
 from shared_models.wire import HELLO, TRAIN_BLOCK, decode_request, encode_hello, encode_partial
 
@@ -37,7 +37,7 @@ def answer_block(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     config = _config(context)
     request = decode_request(message.content)
-    partial = train_block(_training(config, request.stage), request, _host(config).data_of)
+    partial = _trainer(config, request.stage)(request, _host(config).data_of)
     return Message(encode_partial(partial), reply_to=message)
 
 
@@ -51,5 +51,5 @@ def _host(config: str) -> Host:
 
 
 @functools.lru_cache(maxsize=1)
-def _training(config: str, stage: str) -> Training:
-    return _host(config).training(stage)
+def _trainer(config: str, stage: str) -> BlockTrainer:
+    return _host(config).trainer(stage)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from clients.partitions import Partition, partition
-from clients.trainer import ClientData, Training
+from clients.trainers import make_trainer
+from clients.training import BlockTrainer, ClientData, Training
 from shared_models.arrays import roles_of
 from shared_models.config import Config, TrainStage
 from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_task_data
-from shared_models.gradients import by_autograd
 from shared_models.messages import Hello
 from shared_models.optimizers import Optimizer, clip_by_norm, sgd
 from shared_models.task import Task
@@ -56,16 +56,24 @@ class Host:
 
     def training(self, stage_name: str) -> Training:
         """Returns how the clients of a stage train."""
-        stage = self.config.stage(stage_name)
+        stage, plan = self.config.stage(stage_name), self.config.plan.settled()
         return Training(
-            objective=self.task.objective(self.task, local_optimizer(stage), by_autograd),
+            task=self.task,
+            optimizer=local_optimizer(stage),
             roles=roles_of(self.task.model()),
             seed=self.config.seed,
             epochs=stage.local_epochs,
             batch_size=stage.batch_size,
             max_update_norm=stage.max_update_norm,
-            dtype=getattr(torch, self.config.plan.dtype),
+            dtype=getattr(torch, plan.dtype),
+            device=torch.device(plan.device),
+            autocast=None if plan.autocast == "none" else getattr(torch, plan.autocast),
+            compiled=plan.compile,
         )
+
+    def trainer(self, stage_name: str) -> BlockTrainer:
+        """Returns what trains blocks of a stage, as the plan says."""
+        return make_trainer(self.config.plan.settled().trainer, self.training(stage_name))
 
 
 def open_host(config: Config) -> Host:

@@ -102,7 +102,7 @@ def make_requests(run: StageRun, state: ServerState) -> list[BlockRequest]:
     attempt = 0
     key = (stage.name, number, attempt)
     cohort = sample_cohort(population.client_ids, stage.clients_per_round, run.config.seed, key)
-    blocks = cut_blocks(cohort, run.config.plan.block_size, population.node_of)
+    blocks = cut_blocks(cohort, run.config.plan.clients_per_block, population.node_of)
     return [
         BlockRequest(stage.name, number, attempt, place, client_ids, state.params, node)
         for place, (node, client_ids) in enumerate(blocks)

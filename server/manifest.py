@@ -31,7 +31,7 @@ def make_manifest(config: Config, population: Population, engine: str) -> dict[s
         },
         "engine": engine,
         "plan": {
-            **config.plan.model_dump(),
+            **config.plan.settled().model_dump(),
             "threads": 1,
             **_block_map(population),
         },

@@ -74,6 +74,11 @@ def in_dtype(arrays: Mapping[str, Tensor], dtype: torch.dtype) -> Arrays:
     }
 
 
+def to_device(arrays: Mapping[str, Tensor], device: torch.device) -> Arrays:
+    """Returns the arrays on a device; those that are there already are not copied."""
+    return {name: tensor.to(device) for name, tensor in arrays.items()}
+
+
 def global_norm(arrays: Mapping[str, Tensor]) -> Tensor:
     """Returns the Euclidean norm over all arrays together, a scalar (0 when there are none)."""
     norms = [torch.linalg.vector_norm(tensor) for tensor in arrays.values()]

@@ -34,3 +34,19 @@ def by_transform(loss_of: Loss[Aux], params: Arrays) -> tuple[Arrays, Tensor, Au
     """A function transform, so that the step that holds it can itself be mapped over clients."""
     gradient, (loss, aux) = torch.func.grad_and_value(loss_of, has_aux=True)(params)
     return gradient, loss, aux
+
+
+def under_autocast(gradient: Gradient, device: str, dtype: torch.dtype) -> Gradient:
+    """Returns a gradient whose loss is computed in `dtype` where torch's autocast deems it safe.
+
+    Weights, gradients and updates keep their own dtype.
+    """
+
+    def of_autocast(loss_of: Loss[Aux], params: Arrays) -> tuple[Arrays, Tensor, Aux]:
+        def lower(own: Arrays) -> tuple[Tensor, Aux]:
+            with torch.autocast(device, dtype):
+                return loss_of(own)
+
+        return gradient(lower, params)
+
+    return of_autocast

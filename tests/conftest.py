@@ -20,6 +20,7 @@ partition = "iid"
 clients = 12
 
 [plan]
+trainer = "loop"
 block_size = 4
 
 [[stages]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from clients.host import Host, open_host
-from clients.trainer import train_block
 from server.coordinator import StageRun, make_stage_run
 from server.population import merge_hellos
 from shared_models.arrays import roles_of
@@ -26,8 +25,8 @@ def send_to(host: Host, tamper: Tamper = lambda _, reply: reply) -> Send:
 
     def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         for request in requests:
-            training = host.training(request.stage)
-            yield tamper(request, train_block(training, request, host.data_of))
+            trainer = host.trainer(request.stage)
+            yield tamper(request, trainer(request, host.data_of))
 
     return send
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from clients.trainer import ClientData, as_batch, batch_indices, train_block
+from clients.training import ClientData, as_batch, batch_indices
 from server.coordinator import begin_stage, make_requests, run_round
 from server.population import merge_hellos
 from server.sampling import cut_blocks, sample_cohort
@@ -37,7 +37,7 @@ def test_a_round_equals_fedavg_on_a_blackboard() -> None:
     for client_id in result.cohort:
         data = host.data_of(client_id)
         order = generator(config.seed, "train", 1, client_id, "order")
-        own = as_batch(data, torch.float64)
+        own = as_batch(data, training)
         indices = batch_indices(len(data.y), training.epochs, training.batch_size, order)
         batches = [Batch(own.x[index], own.y[index]) for index in indices]
         models.append(train_locally(host.task, model, batches, 0.1))
@@ -89,7 +89,7 @@ def test_one_bad_client_is_named_and_the_round_goes_on() -> None:
 
     def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         for request in requests:
-            yield train_block(host.training("train"), request, data_of)
+            yield host.trainer("train")(request, data_of)
 
     record = run_round(run, begin_stage(run, host.task.build(0)), send, ignore).record
     assert (record.clients_selected, record.clients_aggregated) == (10, 9)
@@ -107,7 +107,7 @@ def test_a_client_without_data_fails_alone() -> None:
             raise OSError("sensor unplugged")
         return host.data_of(client_id)
 
-    first, *others = train_block(host.training("train"), request, data_of).rows
+    first, *others = host.trainer("train")(request, data_of).rows
     assert (first.status, first.reason) == ("failed", "OSError: sensor unplugged")
     assert all(row.status == "ok" for row in others)
 

@@ -176,6 +176,9 @@ def test_a_run_folder_tells_everything(digits_toml: Path, tmp_path: Path) -> Non
         "trainer": "loop",
         "block_size": 4,
         "dtype": "float32",
+        "device": "cpu",
+        "autocast": "none",
+        "compile": False,
         "threads": 1,
         "block_map": "cohort",
     }

@@ -1,0 +1,160 @@
+"""Layers of feed-forward networks: forward, and a backward pass that steps the weights."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from clients.kernels.layout import channels_last
+from clients.kernels.products import times
+
+_aten = torch.ops.aten
+
+
+class Layer(Protocol):
+    """One layer with weights that are views into its client's vector; it remembers one batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns the output."""
+
+    def backward(self, d: Tensor) -> Tensor | None:
+        """Takes the loss's gradient by the output, steps the weights, returns that by the input.
+
+        None where nobody needs it, in front of the first weights.
+        """
+
+
+class Dense:
+    """`y = x W.T + b`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, rate: float, *, wanted: bool) -> None:
+        self._weight, self._bias, self._rate, self._wanted = weight, bias, rate, wanted
+        self._x = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._x = x
+        return times(x, self._weight, self._bias)
+
+    def backward(self, d: Tensor) -> Tensor | None:
+        before = times(d, self._weight.t()) if self._wanted else None
+        self._weight.addmm_(d.t(), self._x, alpha=-self._rate)
+        if self._bias is not None:
+            self._bias.sub_(d.sum(0), alpha=self._rate)
+        return before
+
+
+class Relu:
+    """`y = max(x, 0)`, in place: the layer before it has no use for its output."""
+
+    def __init__(self) -> None:
+        self._y = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._y = x.relu_()
+        return self._y
+
+    def backward(self, d: Tensor) -> Tensor:
+        before: Tensor = _aten.threshold_backward.default(d, self._y, 0)
+        return before
+
+
+class Flatten:
+    """Images `(n, c, h, w)` to vectors `(n, c * h * w)`."""
+
+    def __init__(self) -> None:
+        self._shape = torch.Size()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._shape = x.shape
+        return x.flatten(1)
+
+    def backward(self, d: Tensor) -> Tensor:
+        before = d.view(self._shape)
+        return channels_last(before) if before.ndim == 4 else before
+
+
+class Convolution:
+    """`torch.nn.Conv2d`, with channels last in memory."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        geometry: tuple[list[int], list[int], list[int], int],
+        rate: float,
+        *,
+        wanted: bool,
+    ) -> None:
+        self._weight, self._bias, self._rate = weight, bias, rate
+        self._stride, self._padding, self._dilation, self._groups = geometry
+        self._mask = [wanted, True, bias is not None]
+        self._x = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._x = channels_last(x)
+        return torch.conv2d(
+            self._x,
+            self._weight,
+            self._bias,
+            self._stride,
+            self._padding,
+            self._dilation,
+            self._groups,
+        )
+
+    def backward(self, d: Tensor) -> Tensor | None:
+        before, weight, bias = _aten.convolution_backward.default(
+            d,
+            self._x,
+            self._weight,
+            None if self._bias is None else [len(self._bias)],
+            self._stride,
+            self._padding,
+            self._dilation,
+            False,
+            [0, 0],
+            self._groups,
+            self._mask,
+        )
+        self._weight.sub_(weight, alpha=self._rate)
+        if self._bias is not None:
+            self._bias.sub_(bias, alpha=self._rate)
+        return before if self._mask[0] else None
+
+
+class MaxPool:
+    """`torch.nn.MaxPool2d`."""
+
+    def __init__(self, kernel: list[int], stride: list[int], padding: list[int]) -> None:
+        self._window = (kernel, stride, padding, [1, 1], False)
+        self._x = self._index = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._x = x
+        y, self._index = _aten.max_pool2d_with_indices.default(x, *self._window)
+        pooled: Tensor = y
+        return pooled
+
+    def backward(self, d: Tensor) -> Tensor:
+        before: Tensor = _aten.max_pool2d_with_indices_backward.default(
+            d, self._x, *self._window, self._index
+        )
+        return before
+
+
+class Embedding:
+    """Rows of a table `(tokens, width)`; always the first layer."""
+
+    def __init__(self, table: Tensor, rate: float) -> None:
+        self._table, self._rate = table, rate
+        self._tokens = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._tokens = x
+        return torch.embedding(self._table, x)
+
+    def backward(self, d: Tensor) -> None:
+        tokens = self._tokens.reshape(-1)
+        self._table.index_add_(0, tokens, d.reshape(len(tokens), -1), alpha=-self._rate)

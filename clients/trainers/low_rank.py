@@ -1,0 +1,264 @@
+"""A block of clients that share the server's weights: local models as low-rank changes.
+
+With plain descent a dense layer's weights after some steps are `W_k = W - rate * D_k.T @ X_k`,
+where the rows of `X_k` are the inputs that the layer has seen and those of `D_k` the gradients by
+its outputs. While a client has seen few examples (r rows), that product need not be written out:
+
+    forward    x W_k.T = x W.T - rate * (x X_k.T) D_k
+    backward   d W_k   = d W   - rate * (d D_k.T) X_k
+    sum        sum_k n_k (W_k - W) = -rate * [n_1 D_1; n_2 D_2; ...].T @ [X_1; X_2; ...]
+
+The large products have the server's weights on one side, so that one matrix product serves the
+whole block at the full speed of the processor, and no client's weights are ever stored. The small
+ones cost r (in + out) instead of in * out. It pays while r is below about `in * out / (in + out)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clients.kernels.chain import chain_of
+from clients.kernels.products import times
+from clients.trainers.fused import plain_rate
+from clients.trainers.together import Member, together
+from clients.training import (
+    BlockTrainer,
+    ClientData,
+    Training,
+    Unfit,
+    batch_indices,
+    order_of,
+    refused,
+)
+from shared_models.arrays import Arrays
+from shared_models.checks import check_metrics, check_update
+from shared_models.errors import UpdateError
+from shared_models.gradients import by_autograd
+from shared_models.partial import Partial, Row, Sum
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A dense layer of the server's: the names of its arrays, and whether ReLU follows."""
+
+    weight: str
+    bias: str
+    relu: bool
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the block's clients have seen of one layer: its inputs, and gradients by its outputs.
+
+    `inputs (clients, rows, in)`, `slopes (clients, rows, out)`, filled from the front; `bias
+    (clients, 1, out)` is each client's own.
+    """
+
+    inputs: Tensor
+    slopes: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A bucket's batches, one after another: `(clients, rows, ...)`, padded at a batch's end.
+
+    `share` is one over the size of the row's batch, and 0 for padding: the row's share in the
+    batch's mean loss.
+    """
+
+    x: Tensor
+    y: Tensor
+    share: Tensor
+    batch: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block in training: the server's layers, and what each client has seen of them."""
+
+    layers: Sequence[Dense]
+    server: Arrays
+    seen: Sequence[Seen]
+    rate: float
+
+
+def low_rank(training: Training) -> BlockTrainer:
+    """Returns the trainer; `Unfit` unless the task is plain descent on a chain of dense layers."""
+    objective = training.objective(by_autograd)
+    rate = plain_rate(training, objective)
+    layers = _dense_layers(training)
+
+    def bucket_of(data: ClientData) -> tuple[int, ...]:
+        return (math.ceil(len(data.y) / training.batch_size), *data.x.shape[1:])
+
+    @torch.no_grad()
+    def train_bucket(server: Arrays, members: Sequence[Member]) -> Partial:
+        schedule = _schedule(training, members)
+        seen = [_nothing_seen(layer, server, schedule) for layer in layers]
+        seen[0].inputs.copy_(schedule.x)
+        block = Block(layers, server, seen, rate)
+        losses = [
+            _step(block, schedule, start) for start in range(0, schedule.x.shape[1], schedule.batch)
+        ]
+        loss = torch.stack(losses).sum(0) / training.epochs
+        update = _Update(block)
+
+        def check(place: int, member: Member) -> Row:
+            examples = len(member.data.y)
+            metrics = {"loss": float(loss[place]) / examples}
+            try:
+                check_metrics(metrics)
+                if not update.norm_bound[place] <= training.max_update_norm:
+                    sums = {"delta": update.of(place), "stats": {}}
+                    norm = training.max_update_norm
+                    check_update(sums, objective.sums, server, training.roles, norm)
+            except UpdateError as error:
+                return refused(member.client_id, examples, str(error))
+            return Row(member.client_id, examples, metrics)
+
+        rows = tuple(check(place, member) for place, member in enumerate(members))
+        good = [place for place, row in enumerate(rows) if row.status == "ok"]
+        if not good:
+            return Partial({}, rows)
+        weights = [float(rows[place].examples) for place in good]
+        delta, total = update.total(good, weights), sum(weights)
+        return Partial({"delta": Sum(delta, total), "stats": Sum({}, total)}, rows)
+
+    return together(training, objective, bucket_of, train_bucket)
+
+
+def _dense_layers(training: Training) -> tuple[Dense, ...]:
+    links = list(chain_of(training.task.make_model().train()))
+    if links and isinstance(links[0].module, nn.Flatten):
+        links = links[1:]
+    layers: list[Dense] = []
+    for link in links:
+        if isinstance(link.module, nn.Linear) and link.module.bias is not None:
+            layers.append(Dense(f"{link.name}.weight", f"{link.name}.bias", relu=False))
+        elif isinstance(link.module, nn.ReLU) and layers and not layers[-1].relu:
+            layers[-1] = Dense(layers[-1].weight, layers[-1].bias, relu=True)
+        else:
+            raise Unfit(f"layer {link.name} ({type(link.module).__name__}) is not dense")
+    if not layers:
+        raise Unfit("it has no dense layer")
+    return tuple(layers)
+
+
+def _schedule(training: Training, members: Sequence[Member]) -> Schedule:
+    sizes = [len(member.data.y) for member in members]
+    batch = min(training.batch_size, max(sizes))
+    rows = training.epochs * math.ceil(max(sizes) / batch) * batch
+    features = members[0].data.x[0].size
+    x = torch.zeros(len(members), rows, features, dtype=training.dtype)
+    y = torch.zeros(len(members), rows, dtype=torch.int64)
+    share = torch.zeros(len(members), rows, dtype=training.dtype)
+    for place, member in enumerate(members):
+        source = torch.from_numpy(member.data.x).reshape(len(member.data.y), features)
+        labels = torch.from_numpy(member.data.y)
+        order = order_of(training, member.key)
+        indices = batch_indices(len(labels), training.epochs, training.batch_size, order)
+        for number, index in enumerate(indices):
+            own = slice(number * batch, number * batch + len(index))
+            x[place, own], y[place, own] = source[index].to(x.dtype), labels[index]
+            share[place, own] = 1 / len(index)
+    device = training.device
+    return Schedule(x.to(device), y.to(device), share.to(device).unsqueeze(2), batch)
+
+
+def _nothing_seen(layer: Dense, server: Arrays, schedule: Schedule) -> Seen:
+    clients, rows, _ = schedule.x.shape
+    outs, ins = server[layer.weight].shape
+    new = schedule.x.new_empty
+    bias = server[layer.bias].expand(clients, 1, outs).clone()
+    return Seen(new(clients, rows, ins), new(clients, rows, outs), bias)
+
+
+def _step(block: Block, schedule: Schedule, start: int) -> Tensor:
+    """Takes one step for every client; returns each one's loss, summed over its batch."""
+    layers, server, seen, rate = block.layers, block.server, block.seen, block.rate
+    rows = slice(start, start + schedule.batch)
+    signal = seen[0].inputs[:, rows]
+    signals = [signal]
+    for layer, own in zip(layers, seen, strict=True):
+        if own is not seen[0]:
+            own.inputs[:, rows] = signal
+        signal = _shared(signal, server[layer.weight]).add_(own.bias)
+        _correct(signal, signals[-1], own.inputs[:, :start], own.slopes[:, :start], rate)
+        signals.append(signal.relu_() if layer.relu else signal)
+    loss, slope = _cross_entropy(signal, schedule.y[:, rows], schedule.share[:, rows])
+    for number in reversed(range(len(layers))):
+        layer, own = layers[number], seen[number]
+        if layer.relu:
+            slope.mul_(signals[number + 1] > 0)
+        own.slopes[:, rows] = slope
+        own.bias.sub_(slope.sum(1, keepdim=True), alpha=rate)
+        if number:
+            below = _shared(slope, server[layer.weight].t())
+            _correct(below, slope, own.slopes[:, :start], own.inputs[:, :start], rate)
+            slope = below
+    return loss
+
+
+def _shared(x: Tensor, weight: Tensor) -> Tensor:
+    """Returns `x @ weight.T` for all clients in one product."""
+    return times(x.reshape(-1, x.shape[2]), weight).view(*x.shape[:2], -1)
+
+
+def _correct(out: Tensor, x: Tensor, left: Tensor, right: Tensor, rate: float) -> None:
+    """Adds what the client's own steps changed: `out -= rate * (x left.T) right`."""
+    if left.shape[1]:
+        out.baddbmm_(torch.bmm(x, left.transpose(1, 2)), right, alpha=-rate)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns each client's loss, summed over its batch, and the gradient of its mean."""
+    log_p = torch.log_softmax(logits, dim=2)
+    index = labels.unsqueeze(2)
+    loss = -(log_p.gather(2, index) * (share > 0)).sum((1, 2))
+    slope = log_p.exp_()
+    slope.scatter_add_(2, index, slope.new_full((), -1.0).expand_as(index))
+    return loss, slope.mul_(share)
+
+
+class _Update:
+    """The block's updates, written out only where somebody needs them."""
+
+    def __init__(self, block: Block) -> None:
+        self._block = block
+        layers, server, seen, rate = block.layers, block.server, block.seen, block.rate
+        norms = [
+            torch.linalg.vector_norm(own.inputs, dim=(1, 2))
+            * torch.linalg.vector_norm(own.slopes, dim=(1, 2))
+            * rate
+            for own in seen
+        ]
+        shifts = [
+            torch.linalg.vector_norm(own.bias - server[layer.bias], dim=(1, 2))
+            for layer, own in zip(layers, seen, strict=True)
+        ]
+        # |D.T X| <= |D| |X| (Frobenius): enough to let nearly every client pass.
+        self.norm_bound = torch.linalg.vector_norm(torch.stack(norms + shifts), dim=0).tolist()
+
+    def of(self, place: int) -> Arrays:
+        """Returns one client's delta."""
+        return self.total([place], [1.0])
+
+    def total(self, places: Sequence[int], weights: Sequence[float]) -> Arrays:
+        """Returns the weighted sum of the deltas of some of the clients."""
+        block = self._block
+        scale = block.seen[0].bias.new_tensor(weights).view(-1, 1, 1)
+        chosen = slice(None) if len(places) == len(self.norm_bound) else list(places)
+        delta: Arrays = {}
+        for layer, own in zip(block.layers, block.seen, strict=True):
+            slopes = (own.slopes[chosen] * scale).flatten(0, 1)
+            inputs = own.inputs[chosen].flatten(0, 1)
+            delta[layer.weight] = times(slopes.t(), inputs.t()).mul_(-block.rate)
+            shift = own.bias[chosen] - block.server[layer.bias]
+            delta[layer.bias] = (shift * scale).sum((0, 1))
+        return delta

@@ -1,0 +1,133 @@
+"""What a block trainer is given and gives back, and what all of them share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shared_models.arrays import Arrays, Role, with_role
+from shared_models.errors import WildflowerError, one_line
+from shared_models.gradients import Gradient, under_autocast
+from shared_models.messages import BlockRequest
+from shared_models.objectives import Batch, Noise, Objective, no_noise
+from shared_models.optimizers import Optimizer
+from shared_models.partial import Partial, Row, Sum
+from shared_models.randomness import generator
+from shared_models.task import Task
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's examples, ready for the model: `x` of shape `(n, *input.shape)`."""
+
+    x: NDArray[Any]
+    y: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the clients of a stage train: what a block trainer needs besides weights and data."""
+
+    task: Task
+    optimizer: Optimizer
+    roles: Mapping[str, Role]
+    seed: int
+    epochs: int
+    batch_size: int
+    max_update_norm: float
+    dtype: torch.dtype = torch.float32
+    device: torch.device = _CPU
+    autocast: torch.dtype | None = None
+    compiled: bool = False
+
+    def objective(self, gradient: Gradient) -> Objective:
+        """Returns the task's objective with a way to take gradients."""
+        if self.autocast is not None:
+            gradient = under_autocast(gradient, self.device.type, self.autocast)
+        return self.task.objective(self.task, self.optimizer, gradient)
+
+
+DataOf: TypeAlias = Callable[[int], ClientData]
+BlockTrainer: TypeAlias = Callable[[BlockRequest, DataOf], Partial]
+Key: TypeAlias = tuple[str, int, int]
+
+
+class Unfit(WildflowerError):
+    """A trainer cannot train this task in this way; the message says why."""
+
+
+def as_batch(data: ClientData, training: Training) -> Batch:
+    """Returns all of a client's examples as tensors, floating input in the plan's dtype."""
+    x = torch.from_numpy(data.x)
+    x = x.to(training.device, training.dtype if x.is_floating_point() else None)
+    return Batch(x, torch.from_numpy(data.y).to(training.device))
+
+
+def batch_indices(
+    examples: int, epochs: int, batch_size: int, order: np.random.Generator
+) -> Iterator[torch.Tensor]:
+    """Yields the positions of every shuffled batch; the last of an epoch may be smaller."""
+    for _ in range(epochs):
+        shuffled = torch.from_numpy(order.permutation(examples))
+        yield from torch.split(shuffled, batch_size)
+
+
+def key_of(request: BlockRequest, client_id: int) -> Key:
+    """Returns what keys a client's randomness in a round, after the seed."""
+    return request.stage, request.round, client_id
+
+
+def order_of(training: Training, key: Key) -> np.random.Generator:
+    """Returns the generator that shuffles one client's examples."""
+    return generator(training.seed, *key, "order")
+
+
+def noise_of(training: Training, objective: Objective, key: Key) -> Callable[[Batch], Noise]:
+    """Returns what draws one client's noise, batch after batch."""
+    if objective.draw is no_noise:
+        return lambda _: {}  # a generator costs as much as a small step
+    return functools.partial(objective.draw, generator(training.seed, *key, "noise"))
+
+
+def empty_sums(objective: Objective, training: Training, server: Arrays) -> dict[str, Sum]:
+    """Returns a zero for each of the objective's sums."""
+    return {
+        name: Sum(_zeros(with_role(server, training.roles, spec.role)), 0.0)
+        for name, spec in objective.sums.items()
+    }
+
+
+def _zeros(arrays: Arrays) -> Arrays:
+    return {name: torch.zeros_like(tensor) for name, tensor in arrays.items()}
+
+
+def accumulate(total: Sum, arrays: Arrays, weight: float) -> Sum:
+    """Adds `weight * arrays` into the arrays of `total`, which belong to the caller alone."""
+    return merge(total, Sum(arrays, weight), scale=weight)
+
+
+def merge(total: Sum, part: Sum, scale: float = 1.0) -> Sum:
+    """Adds `scale * part.arrays` into the arrays of `total`, which belong to the caller alone."""
+    if total.arrays:
+        own = [part.arrays[name] for name in total.arrays]
+        torch._foreach_add_(list(total.arrays.values()), own, alpha=scale)
+    return Sum(total.arrays, total.weight + part.weight)
+
+
+def failed(client_id: int, examples: int, error: Exception) -> Row:
+    """Returns the row of a client whose training raised."""
+    reason = one_line(f"{type(error).__name__}: {error}")
+    return Row(client_id, examples, {}, "failed", reason)
+
+
+def refused(client_id: int, examples: int, reason: str) -> Row:
+    """Returns the row of a client whose update does not pass."""
+    return Row(client_id, examples, {}, "refused", one_line(reason))
