@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from clients.partitions import Partition, partition
@@ -33,16 +35,18 @@ class Host:
 
     def hello(self) -> Hello:
         """Returns the node's answer to "who are you"."""
-        sizes = dict(
-            zip(self.partition.client_ids.tolist(), self.partition.sizes().tolist(), strict=True)
-        )
         return Hello(
             self.client_ids,
-            tuple(sizes[client_id] for client_id in self.client_ids),
+            self.examples(self.client_ids),
             self.shared,
             self.dataset.digest(),
             versions(),
         )
+
+    def examples(self, client_ids: Sequence[int]) -> tuple[int, ...]:
+        """Returns how many examples each of these clients owns."""
+        places = np.searchsorted(self.partition.client_ids, np.asarray(client_ids))
+        return tuple(self.partition.sizes()[places].tolist())
 
     def part(self, place: int, places: int) -> Host:
         """Returns the host of every `places`-th client: one of `places` nodes."""

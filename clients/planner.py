@@ -1,0 +1,142 @@
+"""Which trainer is fastest here: measured on a few clients before round 1, then thrown away.
+
+Nothing that a trial computes is kept: randomness is keyed, so a trial cannot change what follows.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from clients.host import Host
+from clients.trainers import TRAINERS
+from clients.training import BlockTrainer, ClientData, Unfit
+from shared_models.config import Plan, TrainStage
+from shared_models.messages import BlockRequest
+
+# Clients that are worth training together: what fits a core's cache, or keeps a GPU busy.
+_MOST = {"low_rank": 25, "vectorised": 16}
+_MOST_ON_GPU = 256
+_MOST_ONE_BY_ONE = 32
+_TRIAL_CLIENTS = 8
+_TRIAL_BATCHES = 3
+_MOST_LOW_RANK_ROWS = 512
+_COMPILE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A settled plan, and the seconds per client that each candidate took."""
+
+    plan: Plan
+    seconds: Mapping[str, float]
+
+    def describe(self) -> str:
+        """Returns e.g. `fused, 25 clients a block (ms a client: fused 2.1, reused 3.4)`."""
+        told = sorted(self.seconds.items(), key=lambda item: item[1])
+        times = ", ".join(f"{name} {seconds * 1000:.3g}" for name, seconds in told)
+        size = self.plan.clients_per_block
+        return f"{self.plan.trainer}, {size} clients a block" + (
+            f" (ms a client: {times})" if times else ""
+        )
+
+
+def settle(host: Host) -> Measured:
+    """Returns the plan of the host's config with what is open filled in, by measuring."""
+    config = host.config
+    stage = max(config.learning_stages, key=lambda s: s.rounds * s.clients_per_round)
+    plan, seconds = config.plan, {}
+    if plan.trainer == "auto":
+        seconds = measure(host, stage)
+        fastest = min(seconds, key=seconds.__getitem__)
+        name, compiled = fastest.removesuffix("+"), fastest.endswith("+")
+        plan = plan.model_copy(update={"trainer": name, "compile": plan.compile or compiled})
+    cohort = min(max(s.clients_per_round for s in config.learning_stages), len(host.client_ids))
+    return Measured(plan.settled(block_size=block_size(plan, cohort)), seconds)
+
+
+def block_size(plan: Plan, cohort: int) -> int:
+    """Returns a size that gives every core of this machine as many blocks as any other."""
+    most = _MOST_ON_GPU if plan.device != "cpu" else _MOST.get(plan.trainer, _MOST_ONE_BY_ONE)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = (cores or 1) if plan.device == "cpu" else 1
+    return math.ceil(cohort / (workers * math.ceil(cohort / (workers * most))))
+
+
+def measure(host: Host, stage: TrainStage) -> dict[str, float]:
+    """Returns seconds per client of each trainer that fits; a compiled one's name ends in `+`."""
+    torch.set_num_threads(1)  # as in the workers
+    times = {
+        name: seconds
+        for name, trainer in _candidates(host, stage)
+        if (seconds := _seconds(trainer, _trial(host, stage, name))) is not None
+    }
+    if not times:
+        return {"loop": math.nan}
+    clients = stage.rounds * min(stage.clients_per_round, len(host.client_ids))
+    if "vectorised" in times and clients * min(times.values()) > 10 * _COMPILE_S and _can_compile():
+        trainer = TRAINERS["vectorised"](replace(host.training(stage.name), compiled=True))
+        seconds = _seconds(trainer, _trial(host, stage, "vectorised"))
+        times |= {"vectorised+": seconds} if seconds is not None else {}
+    return times
+
+
+def _candidates(host: Host, stage: TrainStage) -> Iterator[tuple[str, BlockTrainer]]:
+    """Yields the trainers that can train every stage, but for the loop, which is never faster."""
+    for name, make in TRAINERS.items():
+        try:
+            made = {own.name: make(host.training(own.name)) for own in host.config.learning_stages}
+        except Unfit:
+            continue
+        rows = stage.local_epochs * max(host.examples(host.client_ids[:_TRIAL_CLIENTS]))
+        if name != "loop" and (name != "low_rank" or rows <= _MOST_LOW_RANK_ROWS):
+            yield name, made[stage.name]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a candidate is tried on; `share` is how much of its clients' work that is."""
+
+    request: BlockRequest
+    data_of: Callable[[int], ClientData]
+    share: float
+
+
+def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
+    count = {"low_rank": _MOST["low_rank"], "vectorised": _TRIAL_CLIENTS}.get(name, 2)
+    clients = host.client_ids[:count]
+    request = BlockRequest(stage.name, 0, 0, 0, clients, host.task.build(0))
+    if name == "low_rank":  # its cost grows faster than its examples: tried on whole clients
+        return _Trial(request, host.data_of, 1.0)
+    most = _TRIAL_BATCHES * stage.batch_size
+
+    def data_of(client_id: int) -> ClientData:
+        whole = host.data_of(client_id)
+        return ClientData(whole.x[:most], whole.y[:most])
+
+    sizes = host.examples(clients)
+    return _Trial(request, data_of, sum(min(n, most) for n in sizes) / sum(sizes))
+
+
+def _seconds(trainer: BlockTrainer, trial: _Trial) -> float | None:
+    """Returns seconds per client, the better of two runs; None when the trainer fails."""
+    best = math.inf
+    # The first runs make what a process makes once: buffers, kernels generated for the shapes.
+    for run in range(3):
+        began = time.perf_counter()
+        partial = trainer(trial.request, trial.data_of)
+        if run:
+            best = min(best, time.perf_counter() - began)
+        if any(row.status == "failed" for row in partial.rows):
+            return None
+    return best / len(trial.request.client_ids) / trial.share
+
+
+def _can_compile() -> bool:
+    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
