@@ -19,11 +19,13 @@ import tomli_w
 import typer
 
 from benchmarks.machine import machine
-from benchmarks.systems import run_wildflower
+from benchmarks.process_tree import watch
+from benchmarks.systems import ENVIRONMENT, wildflower_command
 from shared_models.errors import WildflowerError
 
 COHORTS = (100, 10_000)
 ALLOWED = 1.1
+LIMIT_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,12 @@ def _peak(crowd: Crowd, engine: str, cohort: int) -> float:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         config = Path(name) / "config.toml"
         config.write_text(tomli_w.dumps(crowd.config(cohort)))
-        peak = run_wildflower(config, Path(name), engine).peak_pss_mb
-    if peak is None:
+        command = wildflower_command(config, Path(name) / "run", engine)
+        # Nobody measures time here: memory may be looked at as often as it takes.
+        watched = watch(command, Path(name) / "log", ENVIRONMENT, LIMIT_S, share=1.0)
+    if watched.peak_pss_mb is None:
         raise WildflowerError("memory is counted in PSS, which only Linux tells; run it there")
-    return peak
+    return watched.peak_pss_mb
 
 
 def told(found: Mapping[int, float], crowd: Crowd, engine: str) -> dict[str, Any]:

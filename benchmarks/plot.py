@@ -46,8 +46,12 @@ def draw(report: Mapping[str, Any]) -> Figure:
     """Returns the figure; every workload has an axis of its own, because they differ by 100."""
     found = speeds(report)
     systems = [name for name in BARS if any(name in own for own in found.values())]
-    figure = Figure(figsize=(9, 0.55 + 0.34 * len(systems)), layout="constrained")
+    figure = Figure(figsize=(9, 0.75 + 0.34 * len(systems)), layout="constrained")
     figure.patch.set_alpha(0)
+    cores = report["machine"]["cores"]
+    figure.supxlabel(
+        f"clients per second on {cores} cores: longer is faster", fontsize=9, color=INK
+    )
     many = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (workload, own) in zip(many, found.items(), strict=True):
         _draw_workload(axes, TITLES.get(workload, workload), [own.get(name, 0) for name in systems])
@@ -61,14 +65,20 @@ def draw(report: Mapping[str, Any]) -> Figure:
 
 def _draw_workload(axes: Axes, title: str, values: Sequence[float]) -> None:
     bars = axes.barh(range(len(values)), values, height=0.72)
-    labels = [f"{value:.3g}" if value < 100 else f"{value:.0f}" for value in values]
-    axes.bar_label(bars, labels, padding=2, fontsize=8, color=INK)
+    axes.bar_label(bars, [_told(value) for value in values], padding=2, fontsize=8, color=INK)
     axes.set_title(title, fontsize=9, color=INK)
     axes.set_xlim(0, max(values) * 1.35)
     axes.invert_yaxis()
     axes.set_xticks([])
     axes.patch.set_alpha(0)
     axes.spines[:].set_visible(False)
+
+
+def _told(speed: float) -> str:
+    """Returns three figures; nothing for a system that was not measured here."""
+    if speed == 0:
+        return ""
+    return f"{speed:.3g}" if speed < 100 else f"{speed:.0f}"
 
 
 def save(figure: Figure, path: Path, alt: str) -> None:

@@ -16,7 +16,7 @@ import psutil
 from shared_models.errors import WildflowerError, one_line
 
 PAUSE_S = 0.5
-_COST = 100  # looking takes at most this part of the time: two cores have none to give away
+SHARE = 0.02  # looking takes at most this part of a core's time: two cores have none to give away
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,16 @@ def _pss_kb(pid: int) -> int:
     return next((int(line.split()[1]) for line in text.splitlines() if line[:4] == "Pss:"), 0)
 
 
-def watch(command: Sequence[str], log: Path, env: Mapping[str, str], limit_s: float) -> Watched:
+def watch(
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str],
+    limit_s: float,
+    share: float = SHARE,
+) -> Watched:
     """Runs a command to its end; raises `WildflowerError` with its last words if it fails.
 
+    Its memory is looked at every half second, or less often to keep within `share` of a core.
     A command that takes longer than `limit_s`, or is interrupted, is killed with its descendants.
     """
     began, peak = time.time(), None
@@ -65,7 +72,7 @@ def watch(command: Sequence[str], log: Path, env: Mapping[str, str], limit_s: fl
             start_new_session=True,
         )
         try:
-            peak = _watch_until_done(process, began + limit_s)
+            peak = _watch_until_done(process, began + limit_s, share)
         except BaseException:
             _kill_tree(process)
             raise
@@ -79,7 +86,9 @@ def watch(command: Sequence[str], log: Path, env: Mapping[str, str], limit_s: fl
     return Watched(began, seconds, peak)
 
 
-def _watch_until_done(process: subprocess.Popen[bytes], deadline: float) -> float | None:
+def _watch_until_done(
+    process: subprocess.Popen[bytes], deadline: float, share: float
+) -> float | None:
     peak, pause = None, PAUSE_S
     while True:
         try:
@@ -87,7 +96,7 @@ def _watch_until_done(process: subprocess.Popen[bytes], deadline: float) -> floa
         except subprocess.TimeoutExpired:
             looked = time.perf_counter()
             peak = max(filter(None, (peak, pss_mb(process.pid))), default=None)
-            pause = max(PAUSE_S, _COST * (time.perf_counter() - looked))
+            pause = max(PAUSE_S, (time.perf_counter() - looked) / share)
         else:
             return peak
         if time.time() > deadline:

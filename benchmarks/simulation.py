@@ -32,7 +32,7 @@ class Result:
       system does not show that, to the end of the first round, less a median round.
     * `round_seconds`: from the end of a round to the end of the next, all that lies between
       included; the first round has no entry. `seconds_per_round` is their median.
-    * `peak_pss_mb`: the largest sum over the process tree that was seen, every half second.
+    * `peak_pss_mb`: the largest sum over the process tree that was seen.
     """
 
     workload: str

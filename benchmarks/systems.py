@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 PFL_PYTHON = ROOT / ".venv-pfl" / "bin" / "python"
 WORKERS = 2
 # Nobody reaches out for news while it is measured.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -78,23 +78,23 @@ def run_system(name: str, asked: Asked) -> Ran:
         return find_system(name)(asked, Path(folder))
 
 
-def run_wildflower(
-    config: Path, folder: Path, engine: str, changes: Sequence[str] = (), limit_s: float = 1800.0
-) -> Watched:
-    """Runs `wildflower simulate` as a user would; the run folder is `folder / "run"`."""
+def wildflower_command(
+    config: Path, out: Path, engine: str, changes: Sequence[str] = ()
+) -> list[str]:
+    """Returns `wildflower simulate` as a user would type it, with two workers if it has workers."""
     options = ["--workers", str(WORKERS)] if engine == "ray" else []
     sets = [part for change in (f"engine={engine}", *changes) for part in ("-s", change)]
-    out = ["--out", str(folder / "run")]
-    command = [sys.executable, "-m", "deploy", "simulate", str(config), *out, *options, *sets]
-    return watch(command, folder / "log", _ENVIRONMENT, limit_s)
+    simulate = [sys.executable, "-m", "deploy", "simulate", str(config), "--out", str(out)]
+    return [*simulate, *options, *sets]
 
 
 def _wildflower(engine: str) -> Callable[[Asked, Path], Ran]:
     def run(asked: Asked, folder: Path) -> Ran:
-        config = folder / "config.toml"
+        config, out = folder / "config.toml", folder / "run"
         config.write_text(to_toml(wildflower_config(asked)))
-        watched = run_wildflower(config, folder, engine, asked.changes, asked.limit_s)
-        return _read_run(RunFolder(folder / "run"), watched)
+        command = wildflower_command(config, out, engine, asked.changes)
+        watched = watch(command, folder / "log", ENVIRONMENT, asked.limit_s)
+        return _read_run(RunFolder(out), watched)
 
     return run
 
@@ -141,7 +141,7 @@ def _peer(python: Path, module: str) -> Callable[[Asked, Path], Ran]:
             raise InputError(f"{python}: is missing; run `make bench-env`")
         prepare(asked, folder)
         command = [str(python), "-m", module, str(folder)]
-        watched = watch(command, folder / "log", _ENVIRONMENT, asked.limit_s)
+        watched = watch(command, folder / "log", ENVIRONMENT, asked.limit_s)
         told, first = read_told(folder), folder / FIRST_CLIENT
         return Ran(
             watched,
@@ -166,11 +166,12 @@ def prepare(asked: Asked, folder: Path) -> None:
         workers=WORKERS,
         learning_rate=LEARNING_RATE,
         batch_size=BATCH_SIZE,
-        bounds=tuple(split.bounds.tolist()),
+        bounds=(0, *np.cumsum(split.sizes()).tolist()),
         cohorts=cohorts_of(workload, asked.rounds),
     )
-    x = task.input.prepare(np.asarray(dataset.train.x[split.order]))
-    write_job(folder, job, (x, dataset.train.y[split.order]), task.build(SEED))
+    order = np.concatenate([split.indices(client_id) for client_id in split.client_ids.tolist()])
+    x = task.input.prepare(np.asarray(dataset.train.x[order]))
+    write_job(folder, job, (x, dataset.train.y[order]), task.build(SEED))
 
 
 _OWN = Path(sys.executable)
