@@ -161,6 +161,7 @@ def prepare(asked: Asked, folder: Path) -> None:
     task = load_task(workload.task)
     dataset = load_task_data(task, data_of(workload).name)
     split = split_of(workload, dataset)
+    order = np.concatenate([split.indices(client) for client in split.client_ids.tolist()])
     job = Job(
         task=workload.task,
         workers=WORKERS,
