@@ -12,10 +12,18 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from clients.evaluation import BlockEvaluator
 from clients.host import Host, open_host
 from clients.training import BlockTrainer
 from shared_models.config import BUILTIN, parse_config
-from shared_models.wire import HELLO, TRAIN_BLOCK, decode_request, encode_hello, encode_partial
+from shared_models.wire import (
+    EVALUATE_BLOCK,
+    HELLO,
+    TRAIN_BLOCK,
+    decode_request,
+    encode_hello,
+    encode_partial,
+)
 
 app = ClientApp()
 
@@ -41,6 +49,15 @@ def answer_block(message: Message, context: Context) -> Message:
     return Message(encode_partial(partial), reply_to=message)
 
 
+@app.evaluate(EVALUATE_BLOCK.removeprefix("evaluate."))
+def answer_evaluation(message: Message, context: Context) -> Message:
+    """Measures the model on the own examples of a block of clients, and answers a row for each."""
+    torch.set_num_threads(1)
+    config = _config(context)
+    partial = _evaluator(config)(decode_request(message.content), _host(config).data_of)
+    return Message(encode_partial(partial), reply_to=message)
+
+
 def _config(context: Context) -> str:
     return str(context.run_config.get("config") or BUILTIN)
 
@@ -53,3 +70,8 @@ def _host(config: str) -> Host:
 @functools.lru_cache(maxsize=1)
 def _trainer(config: str, stage: str) -> BlockTrainer:
     return _host(config).trainer(stage)
+
+
+@functools.lru_cache(maxsize=1)
+def _evaluator(config: str) -> BlockEvaluator:
+    return _host(config).evaluator()

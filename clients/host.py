@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from clients.evaluation import BlockEvaluator, block_evaluator
 from clients.partitions import Partition, partition
 from clients.trainers import make_trainer
 from clients.training import BlockTrainer, ClientData, Training
 from shared_models.arrays import roles_of
-from shared_models.config import Config, TrainStage
+from shared_models.config import Config, Plan, TrainStage
 from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_task_data
+from shared_models.errors import InputError
 from shared_models.messages import Hello
 from shared_models.optimizers import Optimizer, clip_by_norm, sgd
 from shared_models.task import Task
@@ -59,8 +61,10 @@ class Host:
         return ClientData(self.task.input.prepare(split.x[own]), split.y[own])
 
     def training(self, stage_name: str) -> Training:
-        """Returns how the clients of a stage train."""
+        """Returns how the clients of a stage train; `InputError` when its device is not there."""
         stage, plan = self.config.stage(stage_name), self.config.plan.settled()
+        if plan.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("plan.device: 'cuda' is not available on this machine; use 'cpu'")
         return Training(
             task=self.task,
             optimizer=local_optimizer(stage),
@@ -69,7 +73,7 @@ class Host:
             epochs=stage.local_epochs,
             batch_size=stage.batch_size,
             max_update_norm=stage.max_update_norm,
-            dtype=getattr(torch, plan.dtype),
+            dtype=_dtype(plan),
             device=torch.device(plan.device),
             autocast=None if plan.autocast == "none" else getattr(torch, plan.autocast),
             compiled=plan.compile,
@@ -78,6 +82,16 @@ class Host:
     def trainer(self, stage_name: str) -> BlockTrainer:
         """Returns what trains blocks of a stage, as the plan says."""
         return make_trainer(self.config.plan.settled().trainer, self.training(stage_name))
+
+    def evaluator(self) -> BlockEvaluator:
+        """Returns what measures the model on each client's own examples."""
+        plan, batch_size = self.config.plan, self.config.evaluate.batch_size
+        return block_evaluator(self.task, _dtype(plan), torch.device(plan.device), batch_size)
+
+
+def _dtype(plan: Plan) -> torch.dtype:
+    dtype: torch.dtype = getattr(torch, plan.dtype)
+    return dtype
 
 
 def open_host(config: Config) -> Host:

@@ -1,13 +1,15 @@
 """Who owns which examples: seeded, pure, by label or by what the data itself says.
 
-A partition holds one permutation of the examples and where each client's part of it begins, so
-that 10,000 clients cost two arrays.
+A dealt partition holds one permutation of the examples and where each client's part of it begins,
+so that 10,000 clients cost two arrays. Drawn ones hold nothing: a client's examples are drawn when
+they are asked for, so that there can be more clients than examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +22,23 @@ from shared_models.randomness import generator
 Indices = NDArray[np.int64]
 
 
+class Partition(Sized, Protocol):
+    """Sorted client ids, and which examples each one owns."""
+
+    @property
+    def client_ids(self) -> Indices:
+        """The ids, sorted."""
+
+    def sizes(self) -> Indices:
+        """Returns how many examples each client owns, in the order of `client_ids`."""
+
+    def indices(self, client_id: int) -> Indices:
+        """Returns the positions of a client's examples; `InputError` for an unknown client."""
+
+
 @dataclass(frozen=True)
-class Partition:
-    """Client `client_ids[k]` owns `order[bounds[k]:bounds[k + 1]]`; ids are sorted."""
+class Dealt:
+    """Every example has one owner: client `client_ids[k]` has `order[bounds[k]:bounds[k + 1]]`."""
 
     client_ids: Indices
     order: Indices
@@ -39,8 +55,46 @@ class Partition:
         """Returns the positions of a client's examples; `InputError` for an unknown client."""
         place = int(np.searchsorted(self.client_ids, client_id))
         if place == len(self) or self.client_ids[place] != client_id:
-            raise InputError(f"client {client_id} does not exist; there are {len(self)} clients")
+            raise _unknown(client_id, len(self))
         return self.order[self.bounds[place] : self.bounds[place + 1]]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Each of `clients` draws `each` of the `examples` for itself, so that clients overlap.
+
+    >>> drawn = Drawn(clients=10**6, each=3, examples=100, seed=0)
+    >>> len(set(drawn.indices(999_999).tolist()))
+    3
+    """
+
+    clients: int
+    each: int
+    examples: int
+    seed: int
+
+    def __len__(self) -> int:
+        return self.clients
+
+    @property
+    def client_ids(self) -> Indices:
+        """The ids, sorted."""
+        return np.arange(self.clients)
+
+    def sizes(self) -> Indices:
+        """Returns how many examples each client owns, in the order of `client_ids`."""
+        return np.full(self.clients, self.each)
+
+    def indices(self, client_id: int) -> Indices:
+        """Returns the positions of a client's examples; `InputError` for an unknown client."""
+        if not 0 <= client_id < self.clients:
+            raise _unknown(client_id, self.clients)
+        rng = generator(self.seed, "partition", "draws", client_id)
+        return rng.choice(self.examples, size=self.each, replace=False)
+
+
+def _unknown(client_id: int, clients: int) -> InputError:
+    return InputError(f"client {client_id} does not exist; there are {clients} clients")
 
 
 def partition(split: Split, data: Data, seed: int) -> Partition:
@@ -54,6 +108,8 @@ def _partition(split: Split, data: Data, seed: int) -> Partition:
     if data.partition == "natural":
         return natural(split)
     clients = data.clients or 0
+    if data.partition == "draws":
+        return draws(len(split), clients, data.examples_per_client or 0, seed)
     if clients > len(split):
         raise InputError(f"data.clients: {clients} clients cannot share {len(split)} examples")
     if data.partition == "iid":
@@ -63,14 +119,21 @@ def _partition(split: Split, data: Data, seed: int) -> Partition:
     return dirichlet(split.y, clients, data.alpha, seed)
 
 
-def iid(examples: int, clients: int, seed: int) -> Partition:
+def iid(examples: int, clients: int, seed: int) -> Dealt:
     """Shuffles the examples and deals them out; sizes differ by one at most."""
     order = generator(seed, "partition", "iid").permutation(examples)
     bounds = np.arange(clients + 1, dtype=np.int64) * examples // clients
-    return Partition(np.arange(clients), order, bounds)
+    return Dealt(np.arange(clients), order, bounds)
 
 
-def shards(labels: NDArray[np.int64], clients: int, per_client: int, seed: int) -> Partition:
+def draws(examples: int, clients: int, each: int, seed: int) -> Drawn:
+    """Lets every client draw its own examples, without replacement; clients overlap."""
+    if each > examples:
+        raise InputError(f"data.examples_per_client: {each} cannot be drawn from {examples}")
+    return Drawn(clients, each, examples, seed)
+
+
+def shards(labels: NDArray[np.int64], clients: int, per_client: int, seed: int) -> Dealt:
     """Sorts by label, cuts into equal shards, gives each client `per_client` of them.
 
     McMahan et al. 2017, section 3: with two shards most clients see two labels only.
@@ -88,10 +151,10 @@ def shards(labels: NDArray[np.int64], clients: int, per_client: int, seed: int) 
     dealt = rng.permutation(count)
     order = np.concatenate([by_label[cuts[k] : cuts[k + 1]] for k in dealt])
     sizes = np.diff(cuts)[dealt].reshape(clients, per_client).sum(axis=1)
-    return Partition(np.arange(clients), order, _bounds(sizes))
+    return Dealt(np.arange(clients), order, _bounds(sizes))
 
 
-def dirichlet(labels: NDArray[np.int64], clients: int, alpha: float, seed: int) -> Partition:
+def dirichlet(labels: NDArray[np.int64], clients: int, alpha: float, seed: int) -> Dealt:
     """Deals each label's examples by proportions drawn from Dirichlet(alpha) over the clients.
 
     Hsu, Qi, Brown 2019, section 3, in the by-label form that is in common use. Every client gets
@@ -111,7 +174,7 @@ def dirichlet(labels: NDArray[np.int64], clients: int, alpha: float, seed: int) 
     return _by_owner(np.concatenate(owners), np.concatenate(examples))
 
 
-def natural(split: Split) -> Partition:
+def natural(split: Split) -> Dealt:
     """Gives every client what the data says is its own; `InputError` when the data does not say."""
     if split.client_id is None:
         raise InputError(
@@ -121,14 +184,14 @@ def natural(split: Split) -> Partition:
     return _by_owner(split.client_id, np.arange(len(split)))
 
 
-def at_most(whole: Partition, limit: int, seed: int) -> Partition:
+def at_most(whole: Partition, limit: int, seed: int) -> Dealt:
     """Keeps at most `limit` examples of each client, drawn without replacement."""
     kept = [
         _draw(whole.indices(client_id), limit, seed, client_id)
         for client_id in whole.client_ids.tolist()
     ]
     sizes = np.array([len(own) for own in kept], np.int64)
-    return Partition(whole.client_ids, np.concatenate(kept), _bounds(sizes))
+    return Dealt(whole.client_ids, np.concatenate(kept), _bounds(sizes))
 
 
 def _draw(own: Indices, limit: int, seed: int, client_id: int) -> Indices:
@@ -138,10 +201,10 @@ def _draw(own: Indices, limit: int, seed: int, client_id: int) -> Indices:
     return np.sort(rng.choice(own, size=limit, replace=False))
 
 
-def _by_owner(owners: Indices, examples: Indices) -> Partition:
+def _by_owner(owners: Indices, examples: Indices) -> Dealt:
     grouped = np.argsort(owners, kind="stable")
     client_ids, sizes = np.unique(owners, return_counts=True)
-    return Partition(client_ids, examples[grouped], _bounds(sizes))
+    return Dealt(client_ids, examples[grouped], _bounds(sizes))
 
 
 def _bounds(sizes: Indices) -> Indices:

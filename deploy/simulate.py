@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.events import ArtefactMeasured, ExportStarted, Observer
+from deploy.planning import settle_plan
 from server.run_folder import RunFolder
 from server.summary import peak_rss_mb
 from shared_models.config import Config, ExportStage, to_toml
@@ -33,12 +34,15 @@ def check(config: Config) -> None:
     host = open_host(config)
     evaluation_split(config, host.task)
     pick_device(config.evaluate.device)
+    for stage in config.learning_stages:
+        host.trainer(stage.name)
 
 
 def simulate(config: Config, path: Path, observe: Observer, *, resume: bool) -> RunFolder:
     """Runs all stages of a config into the folder `path`; `resume` goes on where it stopped."""
     began = time.time()
     os.environ.update(_OFFLINE)
+    config = settle_plan(config, observe)
     _learn(config, path, observe, resume=resume)
     folder = RunFolder(path)
     if config.export_stage is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from shared_models.config import BUILTIN, parse_config
 from shared_models.errors import RoundError, UpdateError
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
 from shared_models.wire import (
+    EVALUATE_BLOCK,
     HELLO,
     TRAIN_BLOCK,
     decode_hello,
@@ -60,12 +62,13 @@ def make_transport(grid: Grid) -> Transport:
             raise RoundError(f"nodes {silent} did not answer; restart or remove them")
         return hellos
 
-    def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
+    def send(kind: str, requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         asked = list(requests)
-        answers = grid.send_and_receive(_messages(asked, nodes))
+        answers = grid.send_and_receive(_messages(kind, asked, nodes))
         return _in_order(len(asked), answers)
 
-    return Transport(hello, send, getattr(grid, "engine", "flower"))
+    train, evaluate = (functools.partial(send, kind) for kind in (TRAIN_BLOCK, EVALUATE_BLOCK))
+    return Transport(hello, train, evaluate, getattr(grid, "engine", "flower"))
 
 
 def _wait_for_nodes(grid: Grid) -> tuple[int, ...]:
@@ -86,7 +89,7 @@ def _hello(answer: Message) -> Hello:
         raise RoundError(f"node {answer.metadata.src_node_id}: {error}") from None
 
 
-def _messages(requests: list[BlockRequest], nodes: tuple[int, ...]) -> Iterator[Message]:
+def _messages(kind: str, requests: list[BlockRequest], nodes: tuple[int, ...]) -> Iterator[Message]:
     """Yields one message per request; a block that any node may train goes round the nodes."""
     encoded: tuple[object, ArrayRecord] | None = None
     for place, request in enumerate(requests):
@@ -94,7 +97,7 @@ def _messages(requests: list[BlockRequest], nodes: tuple[int, ...]) -> Iterator[
             encoded = (request.params, encode_arrays(request.params))
         node = nodes[place % len(nodes)] if request.node is None else request.node
         content = encode_request(request, encoded[1])
-        yield Message(content, node, TRAIN_BLOCK, group_id=str(place))
+        yield Message(content, node, kind, group_id=str(place))
 
 
 def _in_order(count: int, answers: Iterable[Message]) -> Iterator[Reply]:

@@ -153,9 +153,13 @@ def step(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
     return replace(state, round=state.round + 1, params=params, optimizer=optimizer)
 
 
+def is_due(run: StageRun, state: ServerState) -> bool:
+    """Whether the model after this round is to be measured."""
+    return state.round % run.config.evaluate.every == 0 or state.round == run.stage.rounds
+
+
 def _evaluate(run: StageRun, state: ServerState) -> dict[str, float] | None:
-    due = state.round % run.config.evaluate.every == 0 or state.round == run.stage.rounds
-    if run.evaluate is None or not due:
+    if run.evaluate is None or not is_due(run, state):
         return None
     found = run.evaluate(state.params)
     if not all(math.isfinite(value) for value in found.values()):

@@ -30,7 +30,10 @@ class Seconds:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """The record of one round; `time` is seconds since the epoch, `rss_mb` the server process."""
+    """The record of one round; `time` is seconds since the epoch, `rss_mb` the server process.
+
+    `eval` is what the server measured, `clients_eval` what clients did on their own examples.
+    """
 
     stage: str
     round: int
@@ -45,6 +48,7 @@ class RoundRecord:
     bytes_up: int
     rss_mb: float
     time: float
+    clients_eval: Mapping[str, float] | None = None
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from server.checkpoints import Checkpoint, load_latest, save_checkpoint
+from server.client_evaluation import Measured, as_columns, measure_on_clients
 from server.coordinator import (
-    RoundResult,
     StageRun,
     begin_stage,
     make_stage_run,
@@ -34,10 +34,11 @@ from shared_models.tasks import load_task
 
 @dataclass(frozen=True)
 class Transport:
-    """How the coordinator reaches clients: ask who is there, send blocks."""
+    """How the coordinator reaches clients: ask who is there, have blocks trained or evaluated."""
 
     hello: Callable[[], Mapping[int, Hello]]
-    send: Send
+    train: Send
+    evaluate: Send
     engine: str
 
 
@@ -123,15 +124,19 @@ def _run_stage(
     asked = min(stage.clients_per_round, len(population))
     run.observe(StageStarted(stage.name, stage.rounds, state.round, len(population), asked))
     while state.round < stage.rounds:
-        result = run_round(stage_run, state, run.transport.send, run.observe)
-        _commit(run, number, stage_run, result)
+        result = run_round(stage_run, state, run.transport.train, run.observe)
+        measured = measure_on_clients(stage_run, result, run.transport.evaluate)
+        _commit(run, number, stage_run, measured)
         state = result.state
     return state.params
 
 
-def _commit(run: Run, number: int, stage_run: StageRun, result: RoundResult) -> None:
+def _commit(run: Run, number: int, stage_run: StageRun, measured: Measured) -> None:
     """Makes a round last: first the checkpoint with its record, then the line, then the news."""
-    began = time.perf_counter()
+    began, result = time.perf_counter(), measured.result
+    if measured.rows:
+        path = run.folder.client_metrics_file(result.state.stage, result.state.round)
+        write_json(path, as_columns(measured.rows))
     clients = stage_run.population.client_ids
     checkpoint = Checkpoint(result.state, result.record, clients, result.cohort)
     save_checkpoint(run.folder.checkpoints, number, checkpoint, run.config.keep_checkpoints)

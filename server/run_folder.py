@@ -66,6 +66,10 @@ class RunFolder:
         """The weights at the end of a stage."""
         return self.path / f"{stage}.safetensors"
 
+    def client_metrics_file(self, stage: str, number: int) -> Path:
+        """What clients measured after a round, one entry a client."""
+        return self.path / "client_metrics" / f"{stage}-{number:06d}.json"
+
     def is_new(self) -> bool:
         """Whether nothing is there, or only the first write of a process that was killed."""
         if not self.path.is_dir():
@@ -93,7 +97,7 @@ class RunFolder:
         with locked(self.config_file) as free:
             if not free:
                 raise InputError(f"{self.path}: another process is working on this run")
-            for folder in (self.path, self.checkpoints, self.export):
+            for folder in (self.path, self.checkpoints, self.path / "client_metrics", self.export):
                 remove_torn(folder)
             for unfinished in self.export.glob(f"{UNFINISHED}*"):
                 shutil.rmtree(unfinished)

@@ -11,11 +11,15 @@ Blocks = tuple[tuple[int | None, tuple[int, ...]], ...]
 
 
 def sample_cohort(
-    client_ids: Sequence[int], size: int, seed: int, key: tuple[str, int, int]
+    client_ids: Sequence[int],
+    size: int,
+    seed: int,
+    key: tuple[str, int, int],
+    purpose: str = "cohort",
 ) -> tuple[int, ...]:
     """Returns `size` clients drawn without replacement (all, if there are fewer), sorted.
 
-    `key` is (stage, round, attempt).
+    `key` is (stage, round, attempt); each purpose draws for itself.
 
     >>> draw = sample_cohort(range(9), 3, 0, ("train", 1, 0))
     >>> draw == sample_cohort(range(9), 3, 0, ("train", 1, 0))
@@ -23,7 +27,7 @@ def sample_cohort(
     """
     if size >= len(client_ids):
         return tuple(sorted(client_ids))
-    rng = generator(seed, *key, "cohort")
+    rng = generator(seed, *key, purpose)
     chosen = rng.choice(len(client_ids), size=size, replace=False)
     return tuple(sorted(client_ids[place] for place in chosen.tolist()))
 

@@ -18,6 +18,7 @@ from shared_models.partial import Partial, Row, Status, Sum
 
 HELLO = "query.hello"
 TRAIN_BLOCK = "train.block"
+EVALUATE_BLOCK = "evaluate.block"
 
 _RAW = "wildflower.raw"
 _DTYPES = frozenset({"float32", "float64", "float16", "int64", "int32", "uint8", "bool"})

@@ -76,6 +76,8 @@ def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     ("overrides", "message"),
     [
         (["data.partition=natural"], "data.clients: contradicts partition 'natural'"),
+        (["data.partition=draws"], "data.examples_per_client: is missing; partition 'draws'"),
+        (["data.examples_per_client=3"], "data.examples_per_client: contradicts 'iid'"),
         (
             ["stages.train.server_optimizer=sgd", "stages.train.server_momentum=0.9"],
             "stages.train.server_momentum: contradicts server_optimizer 'sgd'",

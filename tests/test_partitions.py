@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clients.partitions import Partition, dirichlet, iid, natural, partition, shards
+from clients.partitions import Partition, dirichlet, draws, iid, natural, partition, shards
 from shared_models.config import Data
 from shared_models.datasets.dataset import Split
 from shared_models.errors import InputError
@@ -103,3 +103,21 @@ def test_too_many_clients_and_unknown_clients_are_named() -> None:
         partition(split, Data(partition="iid", clients=9), seed=0)
     with pytest.raises(InputError, match="client 99 does not exist"):
         iid(10, 5, 0).indices(99)
+
+
+def test_drawn_clients_overlap_and_cost_nothing_until_they_are_asked_for() -> None:
+    found = draws(600, 1_000_000, 60, seed=0)
+    assert len(found) == 1_000_000
+    one, again, other = (found.indices(k).tolist() for k in (999_999, 999_999, 0))
+    assert one == again != other
+    assert len(set(one)) == 60
+    assert set(one) & set(other), "60 of 600, twice: they share some"
+    with pytest.raises(InputError, match="client 1000000 does not exist"):
+        found.indices(1_000_000)
+
+
+def test_draws_need_enough_examples() -> None:
+    split = Split(np.zeros((600, 1)), LABELS)
+    data = Data(partition="draws", clients=5, examples_per_client=601)
+    with pytest.raises(InputError, match="examples_per_client: 601 cannot be drawn from 600"):
+        partition(split, data, 0)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
-from clients.trainers import TRAINERS
+from clients.trainers import TRAINERS, make_trainer
 from clients.training import ClientData, Training, Unfit
-from shared_models.arrays import Arrays, roles_of
+from shared_models.arrays import Arrays, global_norm, roles_of, subtract
+from shared_models.errors import InputError
 from shared_models.messages import BlockRequest
-from shared_models.optimizers import Optimizer, sgd
+from shared_models.noise import Dropout
+from shared_models.optimizers import Optimizer, clip_by_norm, momentum, sgd
 from shared_models.partial import Partial
 from shared_models.task import Task
 from shared_models.tasks import TASKS, load_task
@@ -35,9 +39,9 @@ def training_of(task: Task, optimizer: Optimizer | None = None, **changes: objec
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def data_for(task: Task) -> Callable[[int], ClientData]:
+def data_for(task: Task, sizes: Sequence[int] = SIZES) -> Callable[[int], ClientData]:
     def data_of(client_id: int) -> ClientData:
-        rng, n = np.random.default_rng(client_id), SIZES[client_id]
+        rng, n = np.random.default_rng(client_id), sizes[client_id]
         shape = (n, *task.input.shape)
         tokens = rng.integers(task.input.tokens, size=shape) if task.input.tokens else None
         x = rng.random(shape).astype(np.float32) if tokens is None else tokens
@@ -82,3 +86,138 @@ def test_a_trainer_equals_the_plain_loop(name: str, task_name: str) -> None:
     for mine, yours in zip(ours.rows, theirs.rows, strict=True):
         assert mine.metrics["loss"] == pytest.approx(yours.metrics["loss"], rel=1e-9)
         assert replace(mine, metrics={}) == replace(yours, metrics={})
+
+
+class Noisy(nn.Module):
+    """A dropout between two dense layers, with running statistics and a counter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            OrderedDict(
+                flat=nn.Flatten(),
+                dense=nn.Linear(64, 12),
+                norm=nn.BatchNorm1d(12),
+                relu=nn.ReLU(),
+                dropout=Dropout(0.5, (12,)),
+            )
+        )
+        self.head = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(x))
+        return logits
+
+
+@pytest.mark.parametrize("name", ["reused", "vectorised"])
+@pytest.mark.parametrize(
+    "optimizer", [sgd(0.1), momentum(0.1, 0.9), clip_by_norm(0.5, sgd(0.1))], ids=str
+)
+def test_noise_statistics_and_any_optimizer_are_the_loops(name: str, optimizer: Optimizer) -> None:
+    task = replace(load_task("digits-cnn"), make_model=Noisy)
+    # BatchNorm needs two examples: no client of this test has a last batch of one.
+    training = training_of(task, optimizer, batch_size=4)
+    assert not fits("fused", training)
+    request = replace(request_for(task), client_ids=(0, 1, 3))
+    ours, theirs = (
+        TRAINERS[n](training)(request, data_for(task, (7, 4, 9, 6, 1))) for n in (name, "loop")
+    )
+    assert all(row.status == "ok" for row in theirs.rows)
+    for key, part in theirs.sums.items():
+        torch.testing.assert_close(ours.sums[key].arrays, part.arrays, rtol=1e-9, atol=1e-12)
+
+
+def test_dropout_differs_by_client_and_round_but_not_by_who_trains() -> None:
+    task = replace(load_task("digits-cnn"), make_model=Noisy)
+    training = training_of(task, batch_size=4)
+    data = data_for(task, (8,) * 5)
+
+    def alike(client_id: int) -> ClientData:
+        del client_id
+        return data(0)
+
+    def delta(client_id: int, number: int) -> Tensor:
+        request = replace(request_for(task), client_ids=(client_id,), round=number)
+        return TRAINERS["loop"](training)(request, alike).sums["delta"].arrays["head.weight"]
+
+    assert torch.equal(delta(1, 1), delta(1, 1))
+    assert not torch.equal(delta(1, 1), delta(2, 1))
+    assert not torch.equal(delta(1, 1), delta(1, 2))
+
+
+@pytest.mark.parametrize("task_name", ["mnist-2nn", "digits-cnn", "watch-lstm"])
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_bad_client_is_named_alike_and_changes_nobody_else(name: str, task_name: str) -> None:
+    task = load_task(task_name)
+    training = training_of(task)
+    if not fits(name, training):
+        return
+    good = data_for(task)
+
+    def data_of(client_id: int) -> ClientData:
+        if client_id == 3:
+            raise OSError("sensor unplugged")
+        own = good(client_id)
+        return replace(own, x=own.x * float("nan")) if client_id == 1 else own
+
+    partial = TRAINERS[name](training)(request_for(task), data_of)
+    assert [row.status for row in partial.rows] == ["ok", "refused", "ok", "failed", "ok"]
+    assert "NaN" in partial.rows[1].reason or "nan" in partial.rows[1].reason
+    assert partial.rows[3].reason == "OSError: sensor unplugged"
+    without = replace(request_for(task), client_ids=(0, 2, 4))
+    expected = TRAINERS["loop"](training)(without, good).sums["delta"]
+    torch.testing.assert_close(partial.sums["delta"].arrays, expected.arrays)
+    assert partial.sums["delta"].weight == expected.weight
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_the_bound_on_the_norm_holds_for_every_trainer(name: str) -> None:
+    task = load_task("mnist-2nn")
+    norms = {
+        row.client_id: float(
+            global_norm(
+                TRAINERS["loop"](training_of(task))(
+                    replace(request_for(task), client_ids=(row.client_id,)), data_for(task)
+                )
+                .sums["delta"]
+                .arrays
+            )
+            / row.examples
+        )
+        for row in partial_of("loop", training_of(task)).rows
+    }
+    bound = sorted(norms.values())[2] * 1.0001
+    rows = partial_of(name, training_of(task, max_update_norm=bound)).rows
+    assert [row.status == "ok" for row in rows] == [norms[r.client_id] <= bound for r in rows]
+    assert sum(row.status == "ok" for row in rows) == 3
+
+
+@pytest.mark.parametrize("task_name", TASKS)
+def test_in_float32_trainers_differ_by_rounding(task_name: str) -> None:
+    training = training_of(load_task(task_name), dtype=torch.float32)
+    theirs = partial_of("loop", training).sums["delta"].arrays
+    scale = float(global_norm(theirs))
+    for name in FAST:
+        if fits(name, training):
+            ours = partial_of(name, training).sums["delta"].arrays
+            assert float(global_norm(subtract(ours, theirs))) < 2e-5 * scale, name
+
+
+def test_bfloat16_is_an_approximation_of_the_same() -> None:
+    training = training_of(load_task("digits-cnn"), dtype=torch.float32)
+    lower = replace(training, autocast=torch.bfloat16)
+    theirs = partial_of("loop", training).sums["delta"].arrays
+    for name in ("loop", "reused", "vectorised"):
+        ours = partial_of(name, lower).sums["delta"].arrays
+        assert {tensor.dtype for tensor in ours.values()} == {torch.float32}
+        gap = float(global_norm(subtract(ours, theirs)) / global_norm(theirs))
+        assert 1e-5 < gap < 0.1, name
+    assert not fits("fused", lower)
+
+
+def test_a_trainer_that_cannot_says_why() -> None:
+    training = training_of(load_task("digits-cnn"), momentum(0.1, 0.9))
+    with pytest.raises(InputError, match=r"plan.trainer: 'fused' cannot .* optimiser does more"):
+        make_trainer("fused", training)
+    with pytest.raises(InputError, match=r"layer encoder.conv \(Conv2d\) is not dense"):
+        make_trainer("low_rank", training_of(load_task("digits-cnn")))

@@ -87,10 +87,11 @@ def info(
     name: str,
     data_root: _Root = None,
     kind: Annotated[
-        str | None, typer.Option("--partition", help="iid, shards, dirichlet or natural.")
+        str | None, typer.Option("--partition", help="iid, shards, dirichlet, natural or draws.")
     ] = None,
     clients: Annotated[int | None, typer.Option(help="How many clients to cut it into.")] = None,
     shards_per_client: Annotated[int, typer.Option(help="For shards.")] = 2,
+    examples_per_client: Annotated[int | None, typer.Option(help="For draws.")] = None,
     alpha: Annotated[float, typer.Option(help="For dirichlet: small is skewed.")] = 0.5,
     seed: Annotated[int, typer.Option(help="Seed of the partition.", min=0)] = 0,
     show: Annotated[int, typer.Option(help="How many clients to print.", min=1)] = 10,
@@ -110,6 +111,7 @@ def info(
         "partition": kind,
         "clients": clients,
         "shards_per_client": shards_per_client,
+        "examples_per_client": examples_per_client,
         "alpha": alpha,
     }
     data = parse_data({key: value for key, value in asked.items() if value is not None})

@@ -38,6 +38,10 @@ def simulate(
     num_supernodes: Annotated[
         int | None, typer.Option(help="How many nodes to simulate for --app.")
     ] = None,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="How blocks are trained: a trainer, or the manifest.json of a run."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run all stages of a config on this machine and leave a run folder.
@@ -56,14 +60,18 @@ def simulate(
         return
     if config is None or num_supernodes is not None:
         raise InputError("expected a CONFIG, or --app DIR and --num-supernodes N")
+    from deploy.planning import adopt_plan, plan_overrides
     from deploy.simulate import check
+    from server.run_folder import RunFolder
 
-    overrides = list(settings or [])
+    overrides = list(settings or []) + (plan_overrides(plan) if plan else [])
     if data_root is not None:
         overrides.append(f"data.root={json.dumps(str(data_root))}")
     resolved = read_config(config, overrides)
     check(resolved)
     path = _run_path(config, resolved, out, resume)
+    if resume:
+        resolved = adopt_plan(resolved, RunFolder(path))
     summary = _run(resolved, path, resume, as_json)
     if as_json:
         print_json(summary)

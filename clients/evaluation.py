@@ -1,0 +1,67 @@
+"""The model measured by clients, each on its own examples: what a mean over all would hide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from clients.training import ClientData, DataOf, failed, refused
+from shared_models.arrays import Arrays, in_dtype, to_device
+from shared_models.checks import check_metrics
+from shared_models.errors import UpdateError
+from shared_models.messages import BlockRequest
+from shared_models.partial import Partial, Row
+from shared_models.task import Task
+
+BlockEvaluator = Callable[[BlockRequest, DataOf], Partial]
+
+
+def block_evaluator(
+    task: Task, dtype: torch.dtype, device: torch.device, batch_size: int
+) -> BlockEvaluator:
+    """Returns what measures a block's clients: a partial without sums, a row per client.
+
+    Clients whose examples cannot be read, or whose metrics are not finite, are named in their row.
+    """
+    model = task.model().eval().to(device, dtype)
+
+    @torch.inference_mode()
+    def measure(params: Arrays, data: ClientData) -> dict[str, float]:
+        totals: dict[str, float] = {}
+        for x, y in _batches(data, batch_size):
+            inputs = x.to(device, dtype if x.is_floating_point() else None)
+            outputs, targets = task.apply(model, params, inputs), y.to(device)
+            values = task.metrics(outputs, targets)
+            found = {name: float(own.sum()) for name, own in values.items()}
+            found["loss"] = float(task.loss(outputs, targets)) * len(y)
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0.0) + value
+        return {name: total / len(data.y) for name, total in totals.items()}
+
+    def measure_client(params: Arrays, client_id: int, data_of: DataOf) -> Row:
+        examples = 0
+        try:
+            data = data_of(client_id)
+            examples = len(data.y)
+            if examples == 0:
+                raise UpdateError("the client has no examples")
+            metrics = measure(params, data)
+            check_metrics(metrics)
+        except UpdateError as error:
+            return refused(client_id, examples, str(error))
+        except Exception as error:  # one client's fault must not take its block down
+            return failed(client_id, examples, error)
+        return Row(client_id, examples, metrics)
+
+    def evaluate_block(request: BlockRequest, data_of: DataOf) -> Partial:
+        params = to_device(in_dtype(request.params, dtype), device)
+        return Partial({}, tuple(measure_client(params, k, data_of) for k in request.client_ids))
+
+    return evaluate_block
+
+
+def _batches(data: ClientData, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
+    return zip(torch.split(x, size), torch.split(y, size), strict=True)

@@ -1,0 +1,117 @@
+"""The model as clients see it: measured by a share of them, each on its own examples.
+
+A mean over all examples hides whom a model serves badly; the distribution over clients does not
+(Li et al., "Fair resource allocation in federated learning", ICLR 2020, section 4).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from server.coordinator import RoundResult, StageRun, is_due
+from server.sampling import cut_blocks, sample_cohort
+from shared_models.checks import check_metrics
+from shared_models.errors import RoundError, UpdateError, one_line
+from shared_models.messages import BlockFailure, BlockRequest, Reply, Send
+from shared_models.partial import Row, bad_rows
+
+_PERCENTILES = (10, 50, 90)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A round with what its clients measured; `rows` are for the run folder, one a client."""
+
+    result: RoundResult
+    rows: tuple[Row, ...] = ()
+
+
+def measure_on_clients(run: StageRun, result: RoundResult, send: Send) -> Measured:
+    """Asks a share of the clients to measure the round's model, where the config says so.
+
+    Raises `RoundError` when not one of them could.
+    """
+    fraction = run.config.evaluate.clients_fraction
+    if fraction == 0.0 or not is_due(run, result.state):
+        return Measured(result)
+    began = time.perf_counter()
+    requests = _requests(run, result, fraction)
+    replies = send(requests)
+    rows = tuple(
+        row
+        for request in requests
+        for row in _rows(request, next(replies, BlockFailure("no reply came")), run)
+    )
+    good = [row for row in rows if row.status == "ok"]
+    if not good:
+        raise RoundError(
+            f"stage {result.state.stage!r}, round {result.state.round}: none of {len(rows)} "
+            f"clients could evaluate; client {rows[0].client_id}: {rows[0].reason}"
+        )
+    took, seconds = time.perf_counter() - began, result.record.seconds
+    seconds = replace(seconds, evaluate=seconds.evaluate + took, total=seconds.total + took)
+    told = {**summarize_rows(good), "failed": float(len(rows) - len(good))}
+    record = replace(result.record, clients_eval=told, seconds=seconds)
+    return Measured(replace(result, record=record), rows)
+
+
+def _requests(run: StageRun, result: RoundResult, fraction: float) -> list[BlockRequest]:
+    state, population = result.state, run.population
+    size = math.ceil(fraction * len(population))
+    key = (state.stage, state.round, 0)
+    asked = sample_cohort(population.client_ids, size, run.config.seed, key, "evaluate")
+    blocks = cut_blocks(asked, run.config.plan.clients_per_block, population.node_of)
+    return [
+        BlockRequest(state.stage, state.round, 0, place, client_ids, state.params, node)
+        for place, (node, client_ids) in enumerate(blocks)
+    ]
+
+
+def _rows(request: BlockRequest, reply: Reply, run: StageRun) -> tuple[Row, ...]:
+    if isinstance(reply, BlockFailure):
+        return bad_rows(request.client_ids, "failed", one_line(reply.reason))
+    try:
+        if tuple(row.client_id for row in reply.rows) != request.client_ids:
+            raise UpdateError("the reply is about other clients")
+        for row in (row for row in reply.rows if row.status == "ok"):
+            check_metrics(row.metrics)
+            if row.examples != run.population.examples_of[row.client_id]:
+                raise UpdateError(f"client {row.client_id} claims {row.examples} examples")
+    except UpdateError as error:
+        return bad_rows(request.client_ids, "refused", one_line(str(error)))
+    return tuple(replace(row, reason=one_line(row.reason)) for row in reply.rows)
+
+
+def summarize_rows(rows: Sequence[Row]) -> dict[str, float]:
+    """Returns each metric's mean over examples, and its percentiles over clients.
+
+    >>> rows = [Row(k, 10, {"accuracy": k / 10}) for k in range(11)]
+    >>> summarize_rows(rows)["accuracy_p10"]
+    0.1
+    """
+    examples = np.array([row.examples for row in rows], float)
+    told = {"clients": float(len(rows))}
+    for name in sorted(rows[0].metrics):
+        values = np.array([row.metrics[name] for row in rows])
+        told[name] = float(np.average(values, weights=examples))
+        for percent, value in zip(_PERCENTILES, np.percentile(values, _PERCENTILES), strict=True):
+            told[f"{name}_p{percent}"] = round(float(value), 6)
+    return told
+
+
+def as_columns(rows: Sequence[Row]) -> Mapping[str, Any]:
+    """Returns the rows as columns, for a file that people load into a table."""
+    names = sorted({name for row in rows for name in row.metrics})
+    return {
+        "client_id": [row.client_id for row in rows],
+        "examples": [row.examples for row in rows],
+        "status": [row.status for row in rows],
+        "reason": [row.reason for row in rows],
+        **{name: [row.metrics.get(name) for row in rows] for name in names},
+    }

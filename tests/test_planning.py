@@ -1,0 +1,79 @@
+"""The plan: measured before round 1, written down, kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clients.planner import block_size, settle
+from deploy.cli import run
+from server.run_folder import RunFolder
+from shared_models.config import Plan
+from shared_models.files import sha256_of
+from tests.in_memory import opened
+
+AUTO = ("-s", "plan.trainer=auto")
+
+
+def test_auto_measures_what_fits_and_keeps_the_fastest() -> None:
+    _, host, _ = opened("plan.trainer=auto")
+    measured = settle(host)
+    assert set(measured.seconds) == {"reused", "fused", "vectorised"}
+    assert measured.plan.trainer == min(measured.seconds, key=measured.seconds.__getitem__)
+    assert measured.plan.block_size == 4, "what the config says is kept"
+    assert not measured.plan.is_open
+
+
+def test_what_does_not_fit_is_not_tried() -> None:
+    _, host, _ = opened("plan.trainer=auto", "stages.train.local_clip_norm=1.0")
+    assert set(settle(host).seconds) == {"reused", "vectorised"}
+
+
+def test_a_forced_trainer_is_not_measured() -> None:
+    _, host, _ = opened("plan.trainer=fused")
+    assert settle(host).seconds == {}
+
+
+@pytest.mark.parametrize("cohort", [1, 2, 7, 10, 100, 1000, 10_000])
+def test_blocks_share_the_cohort_evenly_and_stay_small(cohort: int) -> None:
+    for trainer, most in (("low_rank", 25), ("fused", 32)):
+        size = block_size(Plan(trainer=trainer), cohort)  # type: ignore[arg-type]
+        assert 1 <= size <= min(most, cohort)
+        assert size == cohort or size * 2 >= min(most, cohort) / 2
+
+
+def test_the_plan_is_in_the_folder_and_a_rerun_and_a_resume_use_it(
+    digits_toml: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert run(["simulate", str(digits_toml), "--out", str(out), *AUTO]) == 0
+    plan = RunFolder(out).config().plan
+    assert plan.trainer != "auto"
+    assert RunFolder(out).manifest()["plan"]["trainer"] == plan.trainer
+    assert run(["simulate", str(out), "--out", str(tmp_path / "again")]) == 0
+    assert run(["simulate", str(digits_toml), "--out", str(out), *AUTO, "--resume"]) == 0
+    forced = ["--plan", str(out / "manifest.json")]
+    assert (
+        run(["simulate", str(digits_toml), "--out", str(tmp_path / "forced"), *AUTO, *forced]) == 0
+    )
+    hashes = {sha256_of(tmp_path / name / "model.safetensors") for name in ("again", "forced")}
+    assert hashes == {sha256_of(out / "model.safetensors")}
+
+
+def test_a_plan_from_elsewhere_is_checked(
+    digits_toml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "fleet.json"
+    fleet.write_text(json.dumps({"plan": {"trainer": "loop", "block_map": "node"}}))
+    (tmp_path / "odd.json").write_text("[]")
+    for given, told in (
+        ("nothing.json", "there is no such file"),
+        (str(tmp_path / "odd.json"), "not the manifest.json of a run"),
+        (str(fleet), "follow a fleet's nodes"),
+        ("fast", "must be 'auto', 'loop'"),
+        ("low_rank", "cannot train 'digits-cnn': layer encoder.conv (Conv2d) is not dense"),
+    ):
+        assert run(["simulate", str(digits_toml), "--plan", given]) == 2
+        assert told in capsys.readouterr().err
