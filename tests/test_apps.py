@@ -10,21 +10,27 @@ import subprocess
 import sys
 import textwrap
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
 
 from deploy.apps.app import read_app
-from deploy.apps.grid import node_id
+from deploy.apps.grid import AppGrid, Tally, node_id
 from deploy.apps.parcel import as_arrays, as_bytes, pack, unpack
 from deploy.apps.replies import Replies
+from deploy.engines.crew import Job, Lost
 from shared_models.errors import ConfigError
 from tests.conftest import ROOT
+from tests.test_flower import flower, wait_for
+
+__all__ = ["flower"]  # a fixture
 
 BIN = Path(sys.executable).parent
 EXAMPLES = ROOT / "examples" / "flower-apps"
@@ -448,6 +454,27 @@ def test_examples_equal_stock_flower(name: str, tmp_path: Path) -> None:
     assert len(metrics[0]) > 10
 
 
+@pytest.mark.slow
+def test_the_script_for_stock_flower_does_what_flwr_run_does(
+    flower: dict[str, str], tmp_path: Path
+) -> None:
+    app = EXAMPLES / "numpy-own-loop"
+    run_stock(tmp_path / "script", app, 6, "min-nodes=6")
+    (tmp_path / "run").mkdir()
+    nodes = "num-supernodes=6 client-resources-num-cpus=1 init-args-num-cpus=2"
+    options = ("--federation-config", nodes, "--run-config", "min-nodes=6")
+    subprocess.run(
+        [BIN / "flwr", "run", app, *options],
+        cwd=tmp_path / "run",
+        env=flower,
+        check=True,
+        capture_output=True,
+    )
+    wait_for(tmp_path / "run" / "metrics.json", flower, seconds=120)
+    script, run = (np.load(tmp_path / side / "weights.npy") for side in ("script", "run"))
+    np.testing.assert_allclose(script, run, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", LEAVES)
 def test_examples_say_how_to_run_them(name: str) -> None:
     told = (EXAMPLES / name / "README.md").read_text()
@@ -467,6 +494,48 @@ def test_records_survive_packing_and_share_bytes_but_nothing_else() -> None:
     assert first == second == record
     first["c"]["x"].append(3)
     assert second["c"]["x"] == [1, 2]
+
+
+class Desk:
+    """A crew without actors: it answers with partition and call, and loses whom it is told to."""
+
+    size = 2
+
+    def __init__(self, loses: int) -> None:
+        self.loses = loses
+        self.groups: list[list[int]] = []
+
+    def map(self, jobs: Iterable[Job]) -> Iterator[Any]:
+        for job in jobs:
+            _, arrays, requests = job.args
+            self.groups.append([partition for _, (_, partition, _), _ in requests])
+            lost = self.loses in self.groups[-1]
+            answers = [self.answer(arrays, *request) for request in requests]
+            yield Lost("its process died") if lost else (1e-6, answers)
+
+    @staticmethod
+    def answer(arrays: list[Any], skeleton: bytes, call: tuple[int, int, int], _: None) -> Any:
+        message = unpack(skeleton, as_bytes(arrays))
+        told = RecordDict({"told": ConfigRecord({"partition": call[1], "call": call[2]})})
+        packed, apart = pack(Message(told, reply_to=message))
+        return (packed, as_arrays(apart)), None
+
+
+def test_quick_messages_go_in_groups_and_only_the_culprit_is_lost() -> None:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+    notices: list[str] = []
+    desk = Desk(loses=13)
+    grid = AppGrid(desk, 40, Run.create_empty(1), notices.append)  # type: ignore[arg-type]
+    replies = grid.send_and_receive(Message(RecordDict(), n, "query") for n in grid.get_node_ids())
+    told = [r.content["told"] if r.has_content() else r.error.reason for r in replies]
+    assert told == [
+        {"partition": n, "call": 1} if n != 13 else "its process died" for n in range(40)
+    ]
+    assert notices == ["partition 13: query failed: its process died"]
+    assert desk.groups[0] == [0]  # nothing is known yet
+    assert max(map(len, desk.groups)) == 9
+    assert len(desk.groups) < 30
+    assert grid.tally == Tally(messages=40, failed=1)
 
 
 class Item:

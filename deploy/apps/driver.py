@@ -54,6 +54,7 @@ class _Unusable(Exception):
 
 def main(order_file: str, report_file: str) -> None:
     """Runs the app that the order file describes, and writes a report: what became of it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     start_parent_process_monitor(os.getppid())
     order = Order(**json.loads(Path(order_file).read_text()))
     report = _report(order, forget_ours(Path(__file__).parents[2]))

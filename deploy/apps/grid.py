@@ -1,4 +1,4 @@
-"""The grid that an app's ServerApp talks to: one actor call a message, replies in request order."""
+"""The grid that an app's ServerApp talks to: calls of actors, replies in request order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -17,8 +17,9 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from deploy.apps.node import Packed
-from deploy.apps.parcel import as_arrays, as_bytes, pack, unpack
+from deploy.apps.node import Packed, Request
+from deploy.apps.pace import Pace
+from deploy.apps.parcel import Bytes, as_arrays, as_bytes, pack, unpack
 from deploy.apps.replies import Replies
 from deploy.engines.crew import Crew, Job, Lost
 
@@ -26,6 +27,10 @@ from deploy.engines.crew import Crew, Job, Lost
 _STORED_BYTES = 65_536
 # How many different such sets of arrays stay there.
 _SHELF = 4
+# A group of messages, expected to take a moment, is given up after this time and done one by one;
+# and where the caller waits for less than this, there are no groups.
+_GROUP_S = 10.0
+_HURRY_S = 4 * _GROUP_S
 
 
 @dataclass
@@ -47,7 +52,7 @@ class Tally:
 
 
 class AppGrid(Grid):
-    """Sends each message to an actor that stands in for its node.
+    """Sends messages to actors that stand in for their nodes, quick ones several at a time.
 
     Node ids are a function of the partition. Replies come in the order of the messages and are made
     as they are asked for; whatever was not asked for is made before the next messages are sent, so
@@ -61,6 +66,7 @@ class AppGrid(Grid):
         self._notice = notice
         self._nodes = {node_id(partition): _Node(partition) for partition in range(nodes)}
         self._shelf = _Shelf()
+        self._pace = Pace()
         self._numbers = itertools.count(1)
         self._open = _Calls(iter(()))
         self._pushed: list[_Calls] = []
@@ -133,39 +139,77 @@ class AppGrid(Grid):
     def _replies(self, messages: Sequence[Message], until: float) -> Iterator[Message]:
         late = len(messages)
         for wave in _waves(messages):
-            outcomes = self._crew.map(self._jobs(wave, until))
-            for outcome, message in zip(outcomes, wave, strict=False):
-                if not isinstance(outcome, Lost) or time.monotonic() < until:
-                    late -= 1
-                    yield self._reply(message, outcome)
+            groups: deque[_Group] = deque()
+            for outcome in self._crew.map(self._jobs(wave, until, groups)):
+                group = groups.popleft()
+                answers = self._answers_of(group, outcome, until)
+                for message, answer in zip(group.messages, answers, strict=True):
+                    if not isinstance(answer, Lost) or time.monotonic() < until:
+                        late -= 1
+                        yield self._reply(message, answer)
         if late:
             self.tally.late += late
             self._notice(f"{late} of {len(messages)} messages had no reply before the timeout")
 
-    def _jobs(self, messages: Sequence[Message], until: float) -> Iterator[Job]:
-        for message in messages:
-            left = until - time.monotonic()
-            if left <= 0:
-                return
-            self.tally.messages += 1
-            yield Job(self._request(message), min(left, message.metadata.ttl))
+    def _jobs(
+        self, messages: Sequence[Message], until: float, groups: deque[_Group]
+    ) -> Iterator[Job]:
+        """Yields jobs of one or more messages, each taken when it is its turn."""
+        place = 0
+        while place < len(messages) and time.monotonic() < until:
+            group = self._group(messages, place, until)
+            place += len(group.messages)
+            self.tally.messages += len(group.messages)
+            groups.append(group)
+            yield group.job(until)
 
-    def _request(self, message: Message) -> tuple[Any, ...]:
-        number = message.metadata.dst_node_id
+    def _group(self, messages: Sequence[Message], place: int, until: float) -> _Group:
+        """Returns the next messages that share their arrays, as many as the pace allows."""
+        kind = messages[place].metadata.message_type
+        size = self._pace.group(kind, len(messages) - place, self._crew.size)
+        if until - time.monotonic() < _HURRY_S:
+            size = 1  # a group is lost together, and there may be no time to do it again
+        group = _Group(kind)
+        for message in messages[place : place + size]:
+            skeleton, apart = pack(message)
+            identity = tuple(map(id, apart))
+            if message.metadata.message_type != kind or not group.fits(identity):
+                break
+            if not group.messages:
+                group.identity, group.shared = identity, self._shelf.place(apart)
+            group.messages.append(message)
+            group.requests.append(self._request(skeleton, message.metadata.dst_node_id))
+        return group
+
+    def _request(self, skeleton: bytes, number: int) -> Request:
         node = self._nodes[number]
         node.calls += 1
-        skeleton, apart = pack(message)
-        key, arrays = self._shelf.place(apart)
         kept = node.kept and (node.kept[0], as_arrays(node.kept[1]))
-        return (skeleton, key, (number, node.partition, node.calls), kept), arrays
+        return skeleton, (number, node.partition, node.calls), kept
 
-    def _reply(self, message: Message, outcome: Any) -> Message:
+    def _answers_of(self, group: _Group, outcome: Any, until: float) -> Iterator[Any]:
+        """Yields the answers of a group; one that was lost is done again message by message."""
         if isinstance(outcome, Lost):
-            reply = self._error(message, ErrorCode.UNKNOWN, outcome.reason)
-        elif isinstance(outcome[0], int):
-            reply = self._error(message, *outcome)
+            if len(group.messages) == 1:
+                yield outcome
+                return
+            for one, again in zip(
+                group.split(), self._crew.map(one.job(until) for one in group.split()), strict=True
+            ):
+                yield from self._answers_of(one, again, until)
+            return
+        seconds, answers = outcome
+        size = sum(part.nbytes for answer in answers for part in _arrays_of(answer))
+        self._pace.note(group.kind, seconds / len(answers), size // len(answers))
+        yield from answers
+
+    def _reply(self, message: Message, answer: Any) -> Message:
+        if isinstance(answer, Lost):
+            reply = self._error(message, ErrorCode.UNKNOWN, answer.reason)
+        elif isinstance(answer[0], int):
+            reply = self._error(message, *answer)
         else:
-            (skeleton, arrays), kept = outcome
+            (skeleton, arrays), kept = answer
             reply = unpack(skeleton, as_bytes(arrays))
             if kept is not None:
                 node = self._nodes[message.metadata.dst_node_id]
@@ -178,6 +222,32 @@ class AppGrid(Grid):
         partition = self._nodes[message.metadata.dst_node_id].partition
         self._notice(f"partition {partition}: {message.metadata.message_type} failed: {reason}")
         return Message(Error(code, reason), reply_to=message)
+
+
+@dataclass
+class _Group:
+    """Messages of one type that go to an actor together, because they share their arrays."""
+
+    kind: str
+    messages: list[Message] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    identity: tuple[int, ...] = ()
+    shared: tuple[str, Any] = ("", ())
+
+    def fits(self, identity: tuple[int, ...]) -> bool:
+        """Whether a message with these arrays belongs here."""
+        return not self.messages or identity == self.identity
+
+    def job(self, until: float) -> Job:
+        """Returns the call of an actor; a group that takes long is done again one by one."""
+        left = max(0.0, until - time.monotonic())
+        ttl = self.messages[0].metadata.ttl if len(self.messages) == 1 else _GROUP_S
+        return Job((*self.shared, self.requests), min(left, ttl))
+
+    def split(self) -> Iterator[_Group]:
+        """Returns each message as a group of its own."""
+        for message, request in zip(self.messages, self.requests, strict=True):
+            yield _Group(self.kind, [message], [request], self.identity, self.shared)
 
 
 class _Calls(Iterator[Message]):
@@ -215,6 +285,10 @@ class _Shelf:
         self._sets.move_to_end(identity)
         _, key, reference = self._sets[identity]
         return key, reference
+
+
+def _arrays_of(answer: Any) -> Sequence[Bytes]:
+    return () if isinstance(answer[0], int) else answer[0][1]
 
 
 def node_id(partition: int) -> int:

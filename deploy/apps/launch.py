@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,8 @@ from shared_models.errors import InputError, Interrupted, WildflowerError
 _ROOT = Path(__file__).parents[2]
 # `-P` and no PYTHONPATH: the app's modules come from its folder or from the environment.
 _START = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path.insert(0, sys.argv[1])
 from deploy.apps.driver import main
 main(*sys.argv[2:])
@@ -59,11 +62,16 @@ def run_app(app: FlowerApp, nodes: int, *, quiet_stdout: bool = False) -> dict[s
 def _wait(order: Path, report: Path, *, quiet_stdout: bool) -> int:
     command = [sys.executable, "-P", "-c", _START, str(_ROOT), str(order), str(report)]
     stdout = sys.stderr.fileno() if quiet_stdout else None
-    with subprocess.Popen(command, env=_environment(os.environ), stdout=stdout) as process:
+    environment = _environment(os.environ)
+    # In a group of its own it is interrupted by us, once, and not by the terminal as well.
+    with subprocess.Popen(command, env=environment, stdout=stdout, process_group=0) as process:
         try:
             return process.wait()
-        except KeyboardInterrupt:  # which the app's process got from the terminal, too
-            process.wait(_GRACE_S)
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_GRACE_S)
+            process.kill()
             raise Interrupted("interrupted; a Flower app cannot be resumed") from None
 
 

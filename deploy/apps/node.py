@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from deploy.apps.parcel import as_arrays, as_bytes, pack, unpack
 
 # A skeleton and the bytes apart from it.
 Packed = tuple[bytes, list[Any]]
-# The message; the key of its arrays, where many messages share them; the call; what the node keeps.
-Request = tuple[bytes, str, tuple[int, int, int], Packed | None]
+# The message without its arrays; node id, partition and number of the call; what the node keeps.
+Request = tuple[bytes, tuple[int, int, int], Packed | None]
 # (reply, what the node keeps, if that changed) or (error code, reason).
 Answer = tuple[Packed, Packed | None] | tuple[int, str]
 
@@ -58,13 +59,23 @@ class NodeWorker:
         self._app, self._fault = load(setup.clientapp, setup.folder, ClientApp)
 
     def work(self, *args: Any) -> Any:
-        """Answers a request; without one, tells why the ClientApp cannot be loaded, if so."""
-        return self._answer(*args) if args else self._fault
+        """Answers requests; without any, tells why the ClientApp cannot be loaded, if so."""
+        return self._answers(*args) if args else self._fault
 
-    def _answer(self, request: Request, arrays: Sequence[Any]) -> Answer:
-        skeleton, key, (node_id, partition, call), kept = request
+    def _answers(
+        self, key: str, arrays: Sequence[Any], requests: Sequence[Request]
+    ) -> tuple[float, list[Answer]]:
+        """Returns the seconds that it took, and the answers to requests that share their arrays."""
+        began = time.perf_counter()
         if not key or key != self._shared[0]:
             self._shared = (key, as_bytes(arrays))
+        answers = [self._answer(*request) for request in requests]
+        return time.perf_counter() - began, answers
+
+    def _answer(
+        self, skeleton: bytes, call_of: tuple[int, int, int], kept: Packed | None
+    ) -> Answer:
+        node_id, partition, call = call_of
         message = unpack(skeleton, self._shared[1])
         context = self._context(node_id, partition, kept)
         seed(partition, call)
