@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from clients.host import Host
+from clients.kernels.compiled import find_compiler
 from clients.trainers import TRAINERS
 from clients.training import BlockTrainer, ClientData, Unfit
 from shared_models.config import Plan, TrainStage
@@ -80,23 +80,36 @@ def measure(host: Host, stage: TrainStage) -> dict[str, float]:
     if not times:
         return {"loop": math.nan}
     clients = stage.rounds * min(stage.clients_per_round, len(host.client_ids))
-    if "vectorised" in times and clients * min(times.values()) > 10 * _COMPILE_S and _can_compile():
-        trainer = TRAINERS["vectorised"](replace(host.training(stage.name), compiled=True))
-        seconds = _seconds(trainer, _trial(host, stage, "vectorised"))
-        times |= {"vectorised+": seconds} if seconds is not None else {}
+    compiling = ["fused"]  # a second, once
+    if clients * min(times.values()) > 10 * _COMPILE_S:
+        compiling.append("vectorised")
+    for name in compiling:
+        trainer = _made(host, stage, name, compiled=True) if name in times else None
+        seconds = trainer and _seconds(trainer, _trial(host, stage, name))
+        times |= {f"{name}+": seconds} if seconds is not None else {}
     return times
 
 
 def _candidates(host: Host, stage: TrainStage) -> Iterator[tuple[str, BlockTrainer]]:
     """Yields the trainers that can train every stage, but for the loop, which is never faster."""
-    for name, make in TRAINERS.items():
+    rows = stage.local_epochs * max(host.examples(host.client_ids[:_TRIAL_CLIENTS]))
+    for name in TRAINERS:
+        trainer = _made(host, stage, name, compiled=False)
+        if trainer is not None and (name != "low_rank" or rows <= _MOST_LOW_RANK_ROWS):
+            yield name, trainer
+
+
+def _made(host: Host, stage: TrainStage, name: str, *, compiled: bool) -> BlockTrainer | None:
+    """Returns a trainer of `stage`; None when it cannot train one of the stages."""
+    if name == "loop" or (compiled and find_compiler() is None):
+        return None
+    make, made = TRAINERS[name], {}
+    for own in host.config.learning_stages:
         try:
-            made = {own.name: make(host.training(own.name)) for own in host.config.learning_stages}
+            made[own.name] = make(replace(host.training(own.name), compiled=compiled))
         except Unfit:
-            continue
-        rows = stage.local_epochs * max(host.examples(host.client_ids[:_TRIAL_CLIENTS]))
-        if name != "loop" and (name != "low_rank" or rows <= _MOST_LOW_RANK_ROWS):
-            yield name, made[stage.name]
+            return None
+    return made[stage.name]
 
 
 @dataclass(frozen=True)
@@ -136,7 +149,3 @@ def _seconds(trainer: BlockTrainer, trial: _Trial) -> float | None:
         if any(row.status == "failed" for row in partial.rows):
             return None
     return best / len(trial.request.client_ids) / trial.share
-
-
-def _can_compile() -> bool:
-    return any(shutil.which(name) for name in ("g++", "clang++", "c++"))

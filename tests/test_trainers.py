@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clients.kernels.compiled import CompiledLastState, find_compiler
+from clients.kernels.recurrent import LastState
 from clients.trainers import TRAINERS, make_trainer
 from clients.training import ClientData, Training, Unfit
 from shared_models.arrays import Arrays, global_norm, roles_of, subtract
@@ -221,3 +223,52 @@ def test_a_trainer_that_cannot_says_why() -> None:
         make_trainer("fused", training)
     with pytest.raises(InputError, match=r"layer encoder.conv \(Conv2d\) is not dense"):
         make_trainer("low_rank", training_of(load_task("digits-cnn")))
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler here")
+def test_the_lstm_in_c_is_torchs() -> None:
+    training = training_of(load_task("watch-lstm"), dtype=torch.float32, compiled=True)
+    rows = []
+    for other in ("loop", "reused"):
+        theirs = partial_of(other, replace(training, compiled=False))
+        ours = TRAINERS["fused"](training)(request_for(training.task), data_for(training.task))
+        arrays = theirs.sums["delta"].arrays
+        gap = global_norm(subtract(ours.sums["delta"].arrays, arrays)) / global_norm(arrays)
+        assert float(gap) < 2e-6
+        rows.append(ours.rows)
+    assert all(row.status == "ok" for row in rows[0])
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler here")
+@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (13, 7, 5, 48), (3, 20, 9, 64)])
+def test_the_lstm_in_c_takes_any_shape(shape: tuple[int, int, int, int]) -> None:
+    rows, time, inputs, width = shape
+    source = torch.Generator().manual_seed(0)
+    lstm = nn.LSTM(inputs, width, batch_first=True)
+    x = torch.randn(rows, time, inputs, generator=source)
+    slope = torch.randn(rows, width, generator=source)
+    ours, theirs = ([p.detach().clone() for p in lstm.parameters()] for _ in range(2))
+    kernels = CompiledLastState(ours, 0.5), LastState(theirs, 0.5, wanted=False)
+    outputs = []
+    for kernel in kernels:
+        outputs.append(kernel.forward(x))
+        kernel.backward(slope)
+    torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler here")
+def test_the_lstm_in_c_lets_no_nan_hide() -> None:
+    lstm = nn.LSTM(3, 16, batch_first=True)
+    weights = [p.detach().clone() for p in lstm.parameters()]
+    x = torch.randn(2, 5, 3)
+    x[1, 2, 0] = float("nan")
+    last = CompiledLastState(weights, 0.1).forward(x)
+    assert bool(torch.isfinite(last[0]).all())
+    assert bool(torch.isnan(last[1]).all())
+
+
+def test_only_what_has_a_compiled_kernel_is_compiled() -> None:
+    assert not fits("fused", training_of(load_task("watch-lstm"), compiled=True)), "in float64"
+    single = training_of(load_task("mnist-2nn"), dtype=torch.float32, compiled=True)
+    assert not fits("fused", single)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from clients.kernels.compiled import CompiledLastState, fits_compiled
 from clients.kernels.layers import (
     Convolution,
     Dense,
@@ -115,18 +116,33 @@ def _is_plain(lstm: nn.LSTM) -> bool:
     return bool(lstm.batch_first and lstm.bias and not odd)
 
 
-def make_layers(links: Sequence[Link], weights: Arrays, rate: float) -> list[Layer]:
-    """Returns the chain's layers over `weights`, which they step in place by `rate`."""
+@dataclass(frozen=True)
+class Making:
+    """How layers are made: over which weights, stepped by which rate, with kernels in C or not."""
+
+    weights: Arrays
+    rate: float
+    compiled: bool = False
+
+
+def make_layers(links: Sequence[Link], making: Making) -> list[Layer]:
+    """Returns the chain's layers, which step their weights in place.
+
+    Raises `Unfit` when compiled ones are asked for and no layer has one.
+    """
     layers: list[Layer] = []
     trained = False  # whether there are weights below: then the gradient must go on down
     for link in links:
-        layers.append(_make(link, weights, rate, wanted=trained))
+        layers.append(_make(link, making, wanted=trained))
         trained = trained or any(True for _ in link.module.parameters())
+    if making.compiled and not any(isinstance(layer, CompiledLastState) for layer in layers):
+        raise Unfit("none of its layers has a compiled kernel")
     return layers
 
 
-def _make(link: Link, weights: Arrays, rate: float, *, wanted: bool) -> Layer:
-    own = {key: weights[f"{link.name}.{key}"] for key, _ in link.module.named_parameters()}
+def _make(link: Link, making: Making, *, wanted: bool) -> Layer:
+    rate = making.rate
+    own = {key: making.weights[f"{link.name}.{key}"] for key, _ in link.module.named_parameters()}
     made: Layer = Relu()
     match link.module:
         case nn.Linear():
@@ -139,7 +155,11 @@ def _make(link: Link, weights: Arrays, rate: float, *, wanted: bool) -> Layer:
         case nn.Embedding():
             made = Embedding(own["weight"], rate)
         case nn.LSTM():
-            made = last_state(list(own.values()), rate, wanted=wanted)
+            flat = list(own.values())
+            if making.compiled and fits_compiled(flat, wanted=wanted):
+                made = CompiledLastState(flat, rate)
+            else:
+                made = last_state(flat, rate, wanted=wanted)
         case nn.Flatten():
             made = Flatten()
     return made

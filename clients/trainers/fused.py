@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clients.kernels.chain import Link, chain_of, make_layers
+from clients.kernels.chain import Making, chain_of, make_layers
 from clients.kernels.layers import Layer
 from clients.trainers.one_by_one import one_by_one
 from clients.training import (
@@ -25,7 +25,7 @@ from clients.training import (
     batch_indices,
     order_of,
 )
-from shared_models.arrays import Arrays, with_role
+from shared_models.arrays import Arrays, in_dtype, to_device, with_role
 from shared_models.gradients import by_autograd
 from shared_models.objectives import Objective, Sums
 
@@ -35,14 +35,12 @@ def fused(training: Training) -> BlockTrainer:
     objective = training.objective(by_autograd)
     rate = plain_rate(training, objective)
     links = chain_of(training.task.make_model().train())
-    network: list[tuple[Arrays, list[Layer]]] = []
+    weights = _weights(training)
+    layers = make_layers(links, Making(weights, rate, training.compiled))
 
     @torch.no_grad()
     def train(server: Arrays, key: Key, data: ClientData) -> tuple[Sums, dict[str, float]]:
         start = with_role(server, training.roles, "trainable")
-        if not network:
-            network.append(_network(links, start, rate))
-        weights, layers = network[0]
         torch._foreach_copy_(list(weights.values()), list(start.values()))
         loss = _descend(layers, training, key, data)
         torch._foreach_sub_(list(weights.values()), list(start.values()))  # now they are the delta
@@ -66,9 +64,10 @@ def plain_rate(training: Training, objective: Objective) -> float:
     return objective.descent.plain_rate
 
 
-def _network(links: Sequence[Link], like: Arrays, rate: float) -> tuple[Arrays, list[Layer]]:
-    weights = {name: torch.empty_like(tensor) for name, tensor in like.items()}
-    return weights, make_layers(links, weights, rate)
+def _weights(training: Training) -> Arrays:
+    """Returns the arrays that hold the weights of the client in training."""
+    arrays = with_role(training.task.build(0), training.roles, "trainable")
+    return to_device(in_dtype(arrays, training.dtype), training.device)
 
 
 def _descend(layers: Sequence[Layer], training: Training, key: Key, data: ClientData) -> float:
