@@ -16,6 +16,8 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.text import three_figures
+
 INK = "#808890"  # readable on white and on black
 # system -> (name, colour), from the top bar of a group to the bottom one
 BARS = {
@@ -48,9 +50,8 @@ def draw(report: Mapping[str, Any]) -> Figure:
     systems = [name for name in BARS if any(name in own for own in found.values())]
     figure = Figure(figsize=(9, 0.75 + 0.34 * len(systems)), layout="constrained")
     figure.patch.set_alpha(0)
-    cores = report["machine"]["cores"]
     figure.supxlabel(
-        f"clients per second on {cores} cores: longer is faster", fontsize=9, color=INK
+        f"clients per second: longer is faster ({_made(report)})", fontsize=9, color=INK
     )
     many = figure.subplots(1, len(found), squeeze=False)[0]
     for axes, (workload, own) in zip(many, found.items(), strict=True):
@@ -65,7 +66,13 @@ def draw(report: Mapping[str, Any]) -> Figure:
 
 def _draw_workload(axes: Axes, title: str, values: Sequence[float]) -> None:
     bars = axes.barh(range(len(values)), values, height=0.72)
-    axes.bar_label(bars, [_told(value) for value in values], padding=2, fontsize=8, color=INK)
+    axes.bar_label(
+        bars,
+        [three_figures(value) if value else "" for value in values],
+        padding=2,
+        fontsize=8,
+        color=INK,
+    )
     axes.set_title(title, fontsize=9, color=INK)
     axes.set_xlim(0, max(values) * 1.35)
     axes.invert_yaxis()
@@ -74,11 +81,10 @@ def _draw_workload(axes: Axes, title: str, values: Sequence[float]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _told(speed: float) -> str:
-    """Returns three figures; nothing for a system that was not measured here."""
-    if speed == 0:
-        return ""
-    return f"{speed:.3g}" if speed < 100 else f"{speed:.0f}"
+def _made(report: Mapping[str, Any]) -> str:
+    """Returns on what machine and when, e.g. `2 cores of AMD EPYC, 2026-11-24`."""
+    machine = report["machine"]
+    return f"{machine['cores']} cores of {machine['cpu']}, {report['date']}"
 
 
 def save(figure: Figure, path: Path, alt: str) -> None:
@@ -97,9 +103,7 @@ def main(
     Example: python -m benchmarks.plot benchmarks/results/RESULT.json
     """
     report = json.loads(result.read_text())
-    machine = report["machine"]
-    alt = f"clients per second on {machine['cores']} cores ({machine['cpu']}), {report['date']}"
-    save(draw(report), out, alt)
+    save(draw(report), out, f"clients per second of federated simulators, {_made(report)}")
     print(out)
 
 

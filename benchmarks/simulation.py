@@ -16,6 +16,7 @@ import typer
 
 from benchmarks.machine import machine
 from benchmarks.systems import SYSTEMS, Asked, Ran, run_system
+from benchmarks.text import three_figures
 from benchmarks.workloads import WORKLOADS, Workload, data_of, find_workload
 from server.evaluation import make_evaluator
 from shared_models.arrays import Arrays
@@ -67,7 +68,7 @@ def measure(system: str, asked: Asked) -> Result:
         cohort=workload.cohort,
         startup_s=round(_startup(ran, median), 2),
         seconds_per_round=round(median, 4),
-        clients_per_second=round(workload.cohort / median, 1),
+        clients_per_second=round(workload.cohort / median, 2),
         round_seconds=tuple(round(seconds, 4) for seconds in between),
         peak_pss_mb=None if ran.watched.peak_pss_mb is None else round(ran.watched.peak_pss_mb),
         accuracy=round(told["accuracy"], 4),
@@ -95,9 +96,10 @@ def evaluate(workload: Workload, weights: Arrays) -> dict[str, float]:
 def describe(result: Result) -> str:
     """Returns a result as one line for a person."""
     memory = "" if result.peak_pss_mb is None else f", {result.peak_pss_mb:.0f} MB"
+    speed = three_figures(result.clients_per_second)
     return (
         f"{result.workload} {result.system}: {result.seconds_per_round:.3f} s a round, "
-        f"{result.clients_per_second:.0f} clients/s, start {result.startup_s:.1f} s{memory}, "
+        f"{speed} clients/s, start {result.startup_s:.1f} s{memory}, "
         f"accuracy {result.accuracy:.4f} after {result.rounds} rounds"
     )
 

@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 from benchmarks.simulation import Result
+from benchmarks.text import markdown, three_figures
 
 OURS = ("wildflower", "wildflower-inline")  # the first that was measured is "ours"
 
@@ -46,6 +46,7 @@ class Median:
     startup_s: float
     peak_pss_mb: float | None
     accuracy: float
+    loss: float
 
 
 def medians(results: Sequence[Result]) -> list[Median]:
@@ -66,10 +67,11 @@ def _median(runs: Sequence[Result]) -> Median:
         runs=len(runs),
         rounds=first.rounds,
         seconds_per_round=seconds,
-        clients_per_second=round(first.cohort / seconds, 1),
+        clients_per_second=round(first.cohort / seconds, 2),
         startup_s=statistics.median(run.startup_s for run in runs),
         peak_pss_mb=statistics.median(memory) if memory else None,
         accuracy=statistics.median(run.accuracy for run in runs),
+        loss=statistics.median(run.loss for run in runs),
     )
 
 
@@ -119,34 +121,27 @@ def _told_ratios(workload: str, found: Mapping[str, float]) -> list[str]:
 
 def detail_table(rows: Sequence[Median]) -> str:
     """Returns what else was measured, as Markdown."""
-    head = ["workload", "system", "clients/s", "start s", "peak PSS MB", "accuracy", "rounds"]
+    head = [
+        "workload",
+        "system",
+        "clients/s",
+        "start s",
+        "peak PSS MB",
+        "accuracy",
+        "loss",
+        "rounds",
+    ]
     body = [
         [
             row.workload,
             row.system,
-            f"{row.clients_per_second:.0f}",
+            three_figures(row.clients_per_second),
             f"{row.startup_s:.1f}",
             "" if row.peak_pss_mb is None else f"{row.peak_pss_mb:.0f}",
             f"{row.accuracy:.4f}",
+            f"{row.loss:.4f}",
             str(row.rounds),
         ]
         for row in rows
     ]
     return markdown(head, body)
-
-
-def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Returns a Markdown table whose columns line up in a terminal too."""
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    lines = [head, ["-" * width for width in widths], *body]
-    return "\n".join(
-        "| "
-        + " | ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True))
-        + " |"
-        for line in lines
-    )
-
-
-def result_from_json(values: Mapping[str, Any]) -> Result:
-    """Reads a result out of a file of `benchmarks.compare`."""
-    return Result(**{**values, "round_seconds": tuple(values["round_seconds"])})

@@ -18,6 +18,7 @@ from benchmarks.process_tree import pss_mb, watch
 from benchmarks.simulation import Result, measure
 from benchmarks.summary import detail_table, medians, ratios, speed_table
 from benchmarks.systems import Asked, find_system, prepare, wildflower_config
+from benchmarks.text import three_figures
 from benchmarks.workloads import TINY, WORKLOADS, cohorts_of, find_workload, shuffled
 from clients.host import open_host
 from shared_models.arrays import load_arrays
@@ -157,8 +158,16 @@ def test_tables_tell_medians_ratios_and_missed_targets() -> None:
     assert "4.00 (at least 3.3)" in speed[2]
     assert speed[3].startswith("| W2")
     assert len({len(line) for line in speed}) == 1
-    assert "| floor " in detail_table(rows)
+    details = detail_table(rows).splitlines()
+    assert [cell.strip() for cell in details[3].split("|")[1:-1]] == [
+        *("W1", "floor", "500", "1.0", "400", "0.9000", "0.3000", "3")
+    ]
     assert report(results)["ratios"]["W1"]["floor"] == 0.5
+
+
+def test_speeds_are_told_with_three_figures() -> None:
+    told_as = [three_figures(value) for value in (3.123, 31.23, 312.3, 3123.0)]
+    assert told_as == ["3.12", "31.2", "312", "3123"]
 
 
 def test_the_plot_shows_every_system_and_has_equal_bytes_twice(tmp_path: Path) -> None:
