@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +15,12 @@ from typing import TYPE_CHECKING
 from deploy.events import ArtefactMeasured, ExportStarted, Observer
 from deploy.planning import settle_plan
 from server.run_folder import RunFolder
-from server.summary import peak_rss_mb
+from server.summary import own_peak_mb
 from shared_models.config import Config, ExportStage, to_toml
 from shared_models.errors import ExportError
 
 if TYPE_CHECKING:
+    from deploy.engines.grid import LocalGrid, RunConfig
     from deploy.export.artefact import Artefact
 
 # Flower and Ray would otherwise reach out for news and statistics.
@@ -38,30 +43,67 @@ def check(config: Config) -> None:
         host.trainer(stage.name)
 
 
-def simulate(config: Config, path: Path, observe: Observer, *, resume: bool) -> RunFolder:
+@contextlib.contextmanager
+def open_grid(config: Config) -> Iterator[LocalGrid]:
+    """Yields the config's engine.
+
+    Open it before anything else: Ray's workers load torch and the data while this process does.
+    """
+    os.environ.update(_OFFLINE)
+    run_config: RunConfig = {"config": to_toml(config)}
+    if config.engine == "ray":
+        with _ray_grid(config, run_config) as grid:
+            yield grid
+        return
+    from clients.app import app
+    from deploy.engines.inline import InlineGrid
+
+    yield InlineGrid(app, run_config)
+
+
+@contextlib.contextmanager
+def _ray_grid(config: Config, run_config: RunConfig) -> Iterator[LocalGrid]:
+    from deploy.engines.cluster import connected
+
+    # Ray takes seconds to start, most of them waiting; torch takes one to import.
+    imports = threading.Thread(target=importlib.import_module, args=("server.app",), daemon=True)
+    imports.start()
+    with connected(config.ray_address, config.workers) as workers:
+        imports.join()
+        from deploy.engines.ray import RayGrid
+
+        grid = RayGrid("clients.app:app", run_config, workers)
+        try:
+            yield grid
+        finally:
+            grid.close()
+
+
+def simulate(
+    config: Config, path: Path, observe: Observer, grid: LocalGrid, *, resume: bool
+) -> RunFolder:
     """Runs all stages of a config into the folder `path`; `resume` goes on where it stopped."""
     began = time.time()
-    os.environ.update(_OFFLINE)
-    config = settle_plan(config, observe)
-    _learn(config, path, observe, resume=resume)
+    if config.plan.is_open:
+        grid.wait()  # what starts up would slow what is measured
+        config = settle_plan(config, observe)
+    _learn(config, path, observe, grid, resume=resume)
+    grid.close()
     folder = RunFolder(path)
     if config.export_stage is not None:
         export_stage(folder, config.export_stage, observe)
-    folder.update_summary(
-        status="done", reason=None, total_s=time.time() - began, peak_rss_mb=peak_rss_mb()
-    )
+    peak = max(folder.summary()["peak_rss_mb"], own_peak_mb())
+    folder.update_summary(status="done", reason=None, total_s=time.time() - began, peak_rss_mb=peak)
     return folder
 
 
-def _learn(config: Config, path: Path, observe: Observer, *, resume: bool) -> None:
+def _learn(config: Config, path: Path, observe: Observer, grid: LocalGrid, *, resume: bool) -> None:
     from flwr.app import Context, RecordDict
 
-    from clients.app import app as client_app
-    from deploy.engines.inline import InlineGrid, RunConfig
     from server.app import make_app
 
     run_config: RunConfig = {"config": to_toml(config), "out": str(path), "resume": resume}
-    grid = InlineGrid(client_app, run_config)
+    grid.configure({"config": to_toml(config)})
     context = Context(
         run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config
     )

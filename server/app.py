@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from server.events import Notice, Observer
+from server.manifest import Engine
 from server.plain import print_event
 from server.run import Transport, learn, open_run
 from server.run_folder import new_run_folder
@@ -68,7 +69,8 @@ def make_transport(grid: Grid) -> Transport:
         return _in_order(len(asked), answers)
 
     train, evaluate = (functools.partial(send, kind) for kind in (TRAIN_BLOCK, EVALUATE_BLOCK))
-    return Transport(hello, train, evaluate, getattr(grid, "engine", "flower"))
+    engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
+    return Transport(hello, train, evaluate, engine)
 
 
 def _wait_for_nodes(grid: Grid) -> tuple[int, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,19 @@ import psutil
 import torch
 
 from server.population import Population
-from shared_models.config import Config, to_toml
+from shared_models.config import Config
 from shared_models.versions import versions
 
 
-def make_manifest(config: Config, population: Population, engine: str) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Engine:
+    """What carries messages to clients, and with how many workers, where it has a number."""
+
+    name: str
+    workers: int | None = None
+
+
+def make_manifest(config: Config, population: Population, engine: Engine) -> dict[str, Any]:
     """Returns the manifest as plain values."""
     return {
         "config_sha256": config_digest(config),
@@ -29,7 +39,8 @@ def make_manifest(config: Config, population: Population, engine: str) -> dict[s
             "memory_bytes": psutil.virtual_memory().total,
             "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
-        "engine": engine,
+        "engine": engine.name,
+        "workers": engine.workers,
         "plan": {
             **config.plan.settled().model_dump(),
             "threads": 1,
@@ -42,8 +53,8 @@ def make_manifest(config: Config, population: Population, engine: str) -> dict[s
 
 
 def config_digest(config: Config) -> str:
-    """Returns a sha256 of the resolved config."""
-    return hashlib.sha256(to_toml(config).encode()).hexdigest()
+    """Returns a sha256 of what makes the run this run."""
+    return hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()
 
 
 def _block_map(population: Population) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,10 +19,11 @@ from server.coordinator import (
 )
 from server.evaluation import Evaluator, evaluation_split, make_evaluator, pick_device
 from server.events import Notice, Observer, RoundFinished, StageStarted
-from server.manifest import make_manifest
+from server.manifest import Engine, make_manifest
+from server.memory import MemoryPeak
 from server.population import Population, merge_hellos
 from server.run_folder import RunFolder
-from server.summary import summarize
+from server.summary import own_peak_mb, summarize
 from shared_models.arrays import Arrays, in_dtype, roles_of, save_arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError
@@ -39,7 +40,7 @@ class Transport:
     hello: Callable[[], Mapping[int, Hello]]
     train: Send
     evaluate: Send
-    engine: str
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Run:
     observe: Observer
     task: Task
     evaluate: Evaluator | None
+    memory: MemoryPeak = field(default_factory=MemoryPeak)
 
 
 def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
@@ -85,6 +87,7 @@ def _learn(config: Config, folder: RunFolder, transport: Transport, observe: Obs
         **summarize(config, folder.records(), rounds_before),
         params=parameter_count(task),
         model_sha256=sha256_of(folder.model_file),
+        peak_rss_mb=max(run.memory.mb, own_peak_mb()),
         clients=folder.manifest()["population"]["clients"],
         total_s=time.time() - began,
     )
@@ -146,6 +149,7 @@ def _commit(run: Run, number: int, stage_run: StageRun, measured: Measured) -> N
         result.record, seconds=replace(seconds, checkpoint=took, total=seconds.total + took)
     )
     run.folder.append(record)
+    run.memory.look()
     run.observe(RoundFinished(record))
 
 

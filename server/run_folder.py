@@ -105,9 +105,9 @@ class RunFolder:
 
     def require_same(self, config: Config) -> None:
         """Raises `InputError` unless the folder holds a run of exactly this config."""
-        mine, theirs = self.config().model_dump(), config.model_dump()
-        for key in mine:
-            if mine[key] != theirs[key]:
+        mine, theirs = self.config().identity(), config.identity()
+        for key in Config.model_fields:
+            if mine.get(key) != theirs.get(key):
                 raise InputError(
                     f"{self.path}: holds a run whose {key!r} differs from this config; resume it "
                     f"with `wildflower simulate {self.path} --resume`, or choose another --out"

@@ -25,7 +25,6 @@ def summarize(config: Config, records: Sequence[RoundRecord], before: int) -> di
             for stage in config.learning_stages
         ],
         "startup_s": _startup_s(records[before:]),
-        "peak_rss_mb": peak_rss_mb(),
     }
 
 
@@ -55,7 +54,7 @@ def _startup_s(records: Sequence[RoundRecord]) -> float | None:
     return max(0.0, began - psutil.Process().create_time())
 
 
-def peak_rss_mb() -> float:
-    """Returns the largest resident size that this process had, in MB."""
+def own_peak_mb() -> float:
+    """Returns the largest resident size that this process alone had, in MB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

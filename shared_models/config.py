@@ -217,13 +217,22 @@ Stage: TypeAlias = TrainStage | ExportStage
 _KINDS: dict[str, type[TrainStage | ExportStage]] = {"train": TrainStage, "export": ExportStage}
 
 
+# Where a run runs decides no byte of its result: one that is resumed may change these.
+MACHINE_KEYS = {"engine", "workers", "ray_address"}
+
+
 class Config(_Table):
     """One run: what is trained, on what, in which stages."""
 
     name: Name = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     task: str
-    engine: Literal["inline"] = "inline"
+    engine: Literal["inline", "ray"] = "inline"
+    """`inline` trains in this process, `ray` in workers of one thread each: with equal results."""
+    workers: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """For `ray`: how many; absent: one a physical core, on a cluster one a CPU."""
+    ray_address: Annotated[str, Field(min_length=1)] | None = None
+    """For `ray`: HOST:PORT of a cluster; absent: Ray is started on this machine."""
     keep_checkpoints: Count = 2
     data: Data
     evaluate: Evaluate = Evaluate()
@@ -257,6 +266,10 @@ class Config(_Table):
         if "export" in kinds and self.evaluate.data == "none":
             raise ValueError("evaluate.data: contradicts the export stage, which needs test data")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the keys that make two runs the same run: all but those about the machine."""
+        return self.model_dump(mode="json", exclude_none=True, exclude=MACHINE_KEYS)
 
     @property
     def learning_stages(self) -> tuple[TrainStage, ...]:

@@ -57,4 +57,4 @@ def test_the_coordinator_sees_one_shared_population(grid: InlineGrid) -> None:
     (hello,) = transport.hello().values()
     assert hello.shared
     assert sum(hello.examples) == 1438
-    assert transport.engine == "inline"
+    assert transport.engine.name == "inline"

@@ -54,9 +54,16 @@ def lines_of(out: Path) -> list[str]:
 
 
 def interrupt_after(
-    rounds: int, out: Path, how: signal.Signals, arguments: Sequence[str | Path]
+    rounds: int,
+    out: Path,
+    how: signal.Signals,
+    arguments: Sequence[str | Path],
+    look: Callable[[int], None] = lambda _: None,
 ) -> str:
-    """Starts a run, sends a signal in the middle of a round, returns what it said on stderr."""
+    """Starts a run, sends a signal in the middle of a round, returns what it said on stderr.
+
+    `look` is called with the process's id before that.
+    """
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     metrics = out / "metrics.jsonl"
@@ -64,6 +71,7 @@ def interrupt_after(
         assert process.poll() is None, "the run ended before it could be interrupted"
         assert time.monotonic() < deadline, "the run makes no progress"
         time.sleep(0.005)
+    look(process.pid)
     time.sleep(0.03)  # into the round
     process.send_signal(how)
     _, said = process.communicate(timeout=60)

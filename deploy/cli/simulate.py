@@ -14,6 +14,7 @@ from shared_models.config import Config, read_config
 from shared_models.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
+    from deploy.engines.grid import LocalGrid
     from server.run_folder import RunFolder
 
 
@@ -42,6 +43,15 @@ def simulate(
         str | None,
         typer.Option(help="How blocks are trained: a trainer, or the manifest.json of a run."),
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="inline or ray; the result is the same.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="How many workers for ray; default: one a core.")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Ray cluster to use; implies ray.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run all stages of a config on this machine and leave a run folder.
@@ -60,23 +70,31 @@ def simulate(
         return
     if config is None or num_supernodes is not None:
         raise InputError("expected a CONFIG, or --app DIR and --num-supernodes N")
-    from deploy.planning import adopt_plan, plan_overrides
-    from deploy.simulate import check
-    from server.run_folder import RunFolder
+    from deploy.planning import plan_overrides
 
-    overrides = list(settings or []) + (plan_overrides(plan) if plan else [])
+    overrides = [*(settings or []), *(plan_overrides(plan) if plan else [])]
+    overrides += _machine(engine, workers, ray_address)
     if data_root is not None:
         overrides.append(f"data.root={json.dumps(str(data_root))}")
     resolved = read_config(config, overrides)
-    check(resolved)
-    path = _run_path(config, resolved, out, resume)
-    if resume:
-        resolved = adopt_plan(resolved, RunFolder(path))
-    summary = _run(resolved, path, resume, as_json)
+    path = _done_before(config, resolved, out) if resume else None
+    if path is None:
+        path = _run(config, resolved, out, resume, as_json)
+    summary = json.loads((path / "summary.json").read_text())
     if as_json:
         print_json(summary)
     else:
         print_summary(summary, path)
+
+
+def _machine(engine: str | None, workers: int | None, ray_address: str | None) -> list[str]:
+    """Returns the options about the machine as overrides of the config."""
+    if engine == "inline" and (workers or ray_address):
+        raise InputError("--engine inline: contradicts --workers and --ray-address")
+    if engine is None and (workers or ray_address):
+        engine = "ray"
+    given = {"engine": engine, "workers": workers, "ray_address": ray_address}
+    return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
 
 
 def _run_path(config: Path, resolved: Config, out: Path | None, resume: bool) -> Path:
@@ -96,18 +114,33 @@ def _run_path(config: Path, resolved: Config, out: Path | None, resume: bool) ->
     )
 
 
-def _run(config: Config, path: Path, resume: bool, as_json: bool) -> dict[str, Any]:
+def _done_before(config: Path, resolved: Config, out: Path | None) -> Path | None:
+    """Returns the run folder that is to be resumed, if nothing is left to do there."""
+    from deploy.planning import adopt_plan
     from server.run_folder import RunFolder
 
-    folder = RunFolder(path)
-    if resume and _is_done(folder, config):
-        return folder.summary()
-    try:
-        return _run_now(config, folder, resume, as_json)
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted; finished rounds are safe: `wildflower simulate {path} --resume` goes on"
-        ) from None
+    folder = RunFolder(_run_path(config, resolved, out, resume=True))
+    return folder.path if _is_done(folder, adopt_plan(resolved, folder)) else None
+
+
+def _run(config: Path, resolved: Config, out: Path | None, resume: bool, as_json: bool) -> Path:
+    from deploy.planning import adopt_plan
+    from deploy.simulate import check, open_grid
+    from server.run_folder import RunFolder
+
+    with open_grid(resolved) as grid:
+        check(resolved)
+        path = _run_path(config, resolved, out, resume)
+        if resume:
+            resolved = adopt_plan(resolved, RunFolder(path))
+        try:
+            _run_now(resolved, path, grid, resume, as_json)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "interrupted; finished rounds are safe: "
+                f"`wildflower simulate {path} --resume` goes on"
+            ) from None
+    return path
 
 
 def _is_done(folder: RunFolder, config: Config) -> bool:
@@ -126,15 +159,14 @@ def _is_done(folder: RunFolder, config: Config) -> bool:
     return bool(summary.get("model_sha256") == sha256_of(folder.model_file))
 
 
-def _run_now(config: Config, folder: RunFolder, resume: bool, as_json: bool) -> dict[str, Any]:
+def _run_now(config: Config, path: Path, grid: LocalGrid, resume: bool, as_json: bool) -> None:
     from deploy.cli.progress import Display
     from deploy.simulate import simulate as run_stages
 
     screen = console(stderr=as_json)
-    screen.print(f"{config.name}: run folder {folder.path}", markup=False)
+    screen.print(f"{config.name}: run folder {path}", markup=False)
     with Display(screen) as display:
-        run_stages(config, folder.path, display, resume=resume)
-    return folder.summary()
+        run_stages(config, path, display, grid, resume=resume)
 
 
 def print_summary(summary: dict[str, Any], path: Path) -> None:

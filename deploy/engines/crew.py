@@ -22,11 +22,15 @@ import ray
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from deploy.engines.seat import WildflowerWorker, Worker
-from shared_models.errors import EngineError, one_line
+from shared_models.errors import EngineError, WildflowerError, one_line
 
 # A job that has killed this many actors would kill any; so would a start.
 _DEATHS = 3
 _START_S = 120.0
+
+
+class Gone(Exception):
+    """What a worker left for us died with it; its job has to be done again."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,15 @@ class MakeWorker:
 
 @dataclass(frozen=True)
 class Job:
-    """One call of a worker's `work(*args)`, cut off after `deadline_s` seconds, if that is given.
+    """One call of a worker's `work(*args, *shared)`, cut off after `deadline_s` seconds, if given.
 
-    A Ray object reference among `args` arrives as the object; numpy arrays in it are not copied.
+    `shared` are Ray object references; they arrive as the objects, whose numpy arrays are not
+    copied. They travel once an actor, as long as one job after another has the same.
     """
 
     args: tuple[Any, ...]
     deadline_s: float = math.inf
+    shared: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,24 +100,51 @@ class _Batch:
 
 
 @dataclass
+class _Actor:
+    """A Ray actor, and what it keeps of the values that jobs share."""
+
+    handle: Any
+    number: int = 0
+    shared: tuple[Any, ...] = ()
+
+    def start(self, job: Job) -> Any:
+        """Starts a job, after sending what it shares with others if it is new here."""
+        if job.shared != self.shared:
+            self.number, self.shared = self.number + 1, job.shared
+            self.handle.keep.remote(self.number, *job.shared)
+        return self.handle.work.remote(self.number, *job.args)
+
+    def end(self) -> None:
+        ray.kill(self.handle, no_restart=True)
+
+
+@dataclass
 class _Duty:
     """What an actor is at: a task of a batch, or at first its own beginning."""
 
-    actor: Any
+    actor: _Actor
     until: float
     task: _Task | None = None
     batch: _Batch | None = None
 
 
 class Crew:
-    """`size` actors. At most `2 * size` jobs of a map are under way or waiting for their turn."""
+    """`size` actors. At most `2 * size` jobs of a map are under way or waiting for their turn.
 
-    def __init__(self, worker: MakeWorker, size: int) -> None:
-        options = {"num_cpus": 1, **worker.options, "max_restarts": 0, "max_task_retries": 0}
+    `receive` is called with each result at once when it comes, and returns what `map` yields; it
+    may raise `Gone`.
+    """
+
+    def __init__(
+        self, worker: MakeWorker, size: int, receive: Callable[[Any], Any] | None = None
+    ) -> None:
+        fixed = {"max_restarts": 0, "max_task_retries": 0, "enable_task_events": False}
+        options = {"num_cpus": 1, **worker.options, **fixed}
         self._actor_class = ray.remote(WildflowerWorker).options(**options)
         self._worker = worker
+        self._receive = receive or (lambda result: result)
         self._size = size
-        self._free: deque[Any] = deque()
+        self._free: deque[_Actor] = deque()
         self._duties: dict[Any, _Duty] = {}
         self._stillborn = 0
         for _ in range(size):
@@ -153,23 +186,28 @@ class Crew:
         finally:
             batch.abandoned = True
 
+    def wait(self) -> None:
+        """Returns when every actor is free; raises `EngineError` when one cannot start."""
+        while self._duties:
+            self._wait()
+
     def close(self) -> None:
         """Ends the actors."""
         for actor in [*self._free, *(duty.actor for duty in self._duties.values())]:
-            ray.kill(actor, no_restart=True)
+            actor.end()
         self._free.clear()
         self._duties.clear()
 
     def _hire(self) -> None:
-        actor = self._actor_class.remote()
-        ref = actor.begin.remote(self._worker.make, self._worker.args)
+        actor = _Actor(self._actor_class.remote())
+        ref = actor.handle.begin.remote(self._worker.make, self._worker.args)
         self._duties[ref] = _Duty(actor, time.monotonic() + _START_S)
 
     def _hand_out(self, batch: _Batch, limit: int) -> None:
         while self._free and (task := batch.next(limit)) is not None:
             actor = self._free.popleft()
             until = time.monotonic() + task.job.deadline_s
-            self._duties[actor.work.remote(*task.job.args)] = _Duty(actor, until, task, batch)
+            self._duties[actor.start(task.job)] = _Duty(actor, until, task, batch)
 
     def _wait(self) -> None:
         """Waits until an actor is done with something, in whatever way."""
@@ -183,12 +221,12 @@ class Crew:
 
     def _finish(self, ref: Any, duty: _Duty) -> None:
         try:
-            outcome = ray.get(ref)
+            outcome = ray.get(ref) if duty.task is None else self._receive(ray.get(ref))
         except RayTaskError as error:
             outcome = Lost(_told(error))
             if duty.task is None:
                 raise EngineError(f"a worker cannot start: {outcome.reason}") from None
-        except RayError as error:
+        except (RayError, Gone) as error:
             self._replace(duty, _told(error))
             return
         self._free.append(duty.actor)
@@ -199,7 +237,7 @@ class Crew:
 
     def _replace(self, duty: _Duty, reason: str) -> None:
         """Puts another actor in the place of a dead one, and has its job done again."""
-        ray.kill(duty.actor, no_restart=True)
+        duty.actor.end()
         self._hire()
         if duty.task is None or duty.batch is None:
             self._stillborn += 1
@@ -225,21 +263,23 @@ class Crew:
                     f"{self._size} are wanted, free are {_free_cpus():.0f} CPUs"
                 )
             del self._duties[ref]
-            ray.kill(duty.actor, no_restart=True)
+            duty.actor.end()
             self._hire()
             told = f"cut off after {duty.task.job.deadline_s:g} s"
             duty.batch.outcomes[duty.task.place] = Lost(told)
 
 
-def _told(error: RayError) -> str:
+def _told(error: RayError | Gone) -> str:
     """Returns in one line what a worker raised, or what became of its process."""
-    if isinstance(error, ActorDiedError):
+    if isinstance(error, (ActorDiedError, Gone)):
         return "its process died"  # Ray's own words are a paragraph of possible causes
     cause = error.cause if isinstance(error, RayTaskError) else error
+    if isinstance(cause, WildflowerError):
+        return str(cause)
     if isinstance(cause, BaseException):
         return one_line(f"{type(cause).__name__}: {cause}")
     return one_line(str(error).strip().splitlines()[-1])
 
 
 def _free_cpus() -> float:
-    return float(ray.available_resources().get("CPU", 0.0))
+    return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]

@@ -13,18 +13,29 @@ class Worker(Protocol):
     """What a crew is made of: made once an actor, then given one job after another."""
 
     def work(self, *args: Any) -> Any:
-        """Does one job; `args` are the job's, and what it raises is the job's loss."""
+        """Does one job: `args` are the job's, then its shared values.
+
+        What it raises is the job's loss.
+        """
 
 
 class WildflowerWorker:
     """An actor that holds a worker. Its name is what the process shows in a process list."""
 
     _worker: Worker
+    _number = 0
+    _shared: tuple[Any, ...] = ()
 
     def begin(self, make: Callable[..., Worker], args: tuple[Any, ...]) -> None:
         """Makes the worker; apart from the actor, so that its fault is not taken for a death."""
         self._worker = make(*args)
 
-    def work(self, *args: Any) -> Any:
-        """Does one job."""
-        return self._worker.work(*args)
+    def keep(self, number: int, *shared: Any) -> None:
+        """Keeps the values that the next jobs share, and lets go of those before."""
+        self._number, self._shared = number, shared
+
+    def work(self, number: int, *args: Any) -> Any:
+        """Does one job with the shared values of that number."""
+        if number != self._number:
+            raise RuntimeError("what jobs share did not arrive")
+        return self._worker.work(*args, *self._shared)
