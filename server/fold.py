@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.aggregators import Aggregator
-from shared_models.arrays import Arrays, Role, scaled
+from shared_models.arrays import Arrays, Role
 from shared_models.checks import check_arrays, check_metrics, check_norm
 from shared_models.errors import UpdateError, one_line
 from shared_models.messages import BlockFailure, BlockRequest, Reply
@@ -69,7 +69,7 @@ def check_partial(partial: Partial, request: BlockRequest, expected: Expected) -
             raise UpdateError(f"{name}: weight is {partial.sums[name].weight}, expected {weight}")
     if good:
         delta = partial.sums["delta"]
-        check_norm(scaled(delta.arrays, 1 / delta.weight), expected.max_update_norm)
+        check_norm(delta.arrays, expected.max_update_norm, delta.weight)
 
 
 def _check_row(row: Row, examples: int) -> None:

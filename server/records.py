@@ -19,7 +19,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Where a round's time went. `checkpoint` is None in the copy inside the checkpoint itself."""
+    """Where a round's time went.
+
+    `checkpoint` is beside `total`, not in it: it is written while the next round trains. It is None
+    in the copy inside the checkpoint itself.
+    """
 
     total: float
     train: float

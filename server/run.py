@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from server.background import OneBehind
 from server.checkpoints import Checkpoint, load_latest, save_checkpoint
 from server.client_evaluation import Measured, as_columns, measure_on_clients
 from server.coordinator import (
@@ -19,11 +21,10 @@ from server.coordinator import (
 )
 from server.evaluation import Evaluator, evaluation_split, make_evaluator, pick_device
 from server.events import Notice, Observer, RoundFinished, StageStarted
-from server.manifest import Engine, make_manifest
-from server.memory import MemoryPeak
+from server.manifest import make_manifest
 from server.population import Population, merge_hellos
 from server.run_folder import RunFolder
-from server.summary import own_peak_mb, summarize
+from server.summary import summarize
 from shared_models.arrays import Arrays, in_dtype, roles_of, save_arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError
@@ -40,7 +41,7 @@ class Transport:
     hello: Callable[[], Mapping[int, Hello]]
     train: Send
     evaluate: Send
-    engine: Engine
+    engine: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,6 @@ class Run:
     observe: Observer
     task: Task
     evaluate: Evaluator | None
-    memory: MemoryPeak = field(default_factory=MemoryPeak)
 
 
 def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
@@ -87,7 +87,6 @@ def _learn(config: Config, folder: RunFolder, transport: Transport, observe: Obs
         **summarize(config, folder.records(), rounds_before),
         params=parameter_count(task),
         model_sha256=sha256_of(folder.model_file),
-        peak_rss_mb=max(run.memory.mb, own_peak_mb()),
         clients=folder.manifest()["population"]["clients"],
         total_s=time.time() - began,
     )
@@ -126,16 +125,21 @@ def _run_stage(
         state = latest.state
     asked = min(stage.clients_per_round, len(population))
     run.observe(StageStarted(stage.name, stage.rounds, state.round, len(population), asked))
-    while state.round < stage.rounds:
-        result = run_round(stage_run, state, run.transport.train, run.observe)
-        measured = measure_on_clients(stage_run, result, run.transport.evaluate)
-        _commit(run, number, stage_run, measured)
-        state = result.state
+    with OneBehind() as behind:
+        while state.round < stage.rounds:
+            result = run_round(stage_run, state, run.transport.train, run.observe)
+            measured = measure_on_clients(stage_run, result, run.transport.evaluate)
+            behind.run(functools.partial(_commit, run, number, stage_run, measured))
+            state = result.state
     return state.params
 
 
 def _commit(run: Run, number: int, stage_run: StageRun, measured: Measured) -> None:
-    """Makes a round last: first the checkpoint with its record, then the line, then the news."""
+    """Makes a round last: first the checkpoint with its record, then the line, then the news.
+
+    It runs while the next round trains. That round's state is a new value, so nothing changes
+    under this one, and a process that is killed meanwhile resumes from the checkpoint before.
+    """
     began, result = time.perf_counter(), measured.result
     if measured.rows:
         path = run.folder.client_metrics_file(result.state.stage, result.state.round)
@@ -143,13 +147,9 @@ def _commit(run: Run, number: int, stage_run: StageRun, measured: Measured) -> N
     clients = stage_run.population.client_ids
     checkpoint = Checkpoint(result.state, result.record, clients, result.cohort)
     save_checkpoint(run.folder.checkpoints, number, checkpoint, run.config.keep_checkpoints)
-    took = time.perf_counter() - began
-    seconds = result.record.seconds
-    record = replace(
-        result.record, seconds=replace(seconds, checkpoint=took, total=seconds.total + took)
-    )
+    seconds = replace(result.record.seconds, checkpoint=time.perf_counter() - began)
+    record = replace(result.record, seconds=seconds)
     run.folder.append(record)
-    run.memory.look()
     run.observe(RoundFinished(record))
 
 

@@ -37,9 +37,9 @@ def check_arrays(
         _check_named(name, arrays, with_role(like, roles, specs[name].role))
 
 
-def check_norm(delta: Arrays, max_norm: float) -> None:
-    """Raises `UpdateError` when the Euclidean norm over all arrays is above the bound."""
-    norm = float(global_norm(delta))
+def check_norm(delta: Arrays, max_norm: float, weight: float = 1.0) -> None:
+    """Raises `UpdateError` when the Euclidean norm of `delta / weight` is above the bound."""
+    norm = float(global_norm(delta)) / weight
     if not norm <= max_norm:
         raise UpdateError(f"norm of the delta is {norm:.3g}, the bound is {max_norm:g}")
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from server.aggregators import Aggregator
-from shared_models.arrays import Arrays, add, cast, scaled
+from shared_models.arrays import Arrays, cast, scaled
 from shared_models.partial import Partial, Sum
 
 
@@ -29,7 +29,9 @@ def _add(total: Mapping[str, Sum], partial: Partial) -> Mapping[str, Sum]:
 def _merge(total: Sum | None, part: Sum) -> Sum:
     if total is None:
         return Sum(cast(part.arrays, torch.float64), part.weight)
-    return Sum(add(total.arrays, part.arrays), total.weight + part.weight)
+    # One pass: float64 + float32 is float64.
+    arrays = {name: tensor + part.arrays[name] for name, tensor in total.arrays.items()}
+    return Sum(arrays, total.weight + part.weight)
 
 
 def _finish(total: Mapping[str, Sum]) -> Mapping[str, Arrays]:
