@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,10 +21,11 @@ from server.coordinator import (
 )
 from server.evaluation import Evaluator, evaluation_split, make_evaluator, pick_device
 from server.events import Notice, Observer, RoundFinished, StageStarted
-from server.manifest import make_manifest
+from server.manifest import Engine, make_manifest
+from server.memory import MemoryPeak
 from server.population import Population, merge_hellos
 from server.run_folder import RunFolder
-from server.summary import summarize
+from server.summary import own_peak_mb, summarize
 from shared_models.arrays import Arrays, in_dtype, roles_of, save_arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError
@@ -41,7 +42,7 @@ class Transport:
     hello: Callable[[], Mapping[int, Hello]]
     train: Send
     evaluate: Send
-    engine: str
+    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Run:
     observe: Observer
     task: Task
     evaluate: Evaluator | None
+    memory: MemoryPeak = field(default_factory=MemoryPeak)
 
 
 def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
@@ -87,6 +89,7 @@ def _learn(config: Config, folder: RunFolder, transport: Transport, observe: Obs
         **summarize(config, folder.records(), rounds_before),
         params=parameter_count(task),
         model_sha256=sha256_of(folder.model_file),
+        peak_rss_mb=max(run.memory.mb, own_peak_mb()),
         clients=folder.manifest()["population"]["clients"],
         total_s=time.time() - began,
     )
@@ -150,6 +153,7 @@ def _commit(run: Run, number: int, stage_run: StageRun, measured: Measured) -> N
     seconds = replace(result.record.seconds, checkpoint=time.perf_counter() - began)
     record = replace(result.record, seconds=seconds)
     run.folder.append(record)
+    run.memory.look()
     run.observe(RoundFinished(record))
 
 
