@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from clients.kernels.compiled import CompiledLastState, fits_compiled
 from clients.kernels.layers import (
@@ -19,6 +19,7 @@ from clients.kernels.layers import (
     MaxPool,
     Relu,
 )
+from clients.kernels.layout import Columns
 from clients.kernels.recurrent import last_state
 from clients.training import Unfit
 from shared_models.arrays import Arrays
@@ -114,6 +115,21 @@ def _require_known(name: str, module: nn.Module) -> None:
 def _is_plain(lstm: nn.LSTM) -> bool:
     odd = lstm.bidirectional or lstm.proj_size or lstm.dropout
     return bool(lstm.batch_first and lstm.bias and not odd)
+
+
+def columns_of(links: Sequence[Link], x: Tensor) -> Columns:
+    """Returns which dense weights read a flattened image when the chain is given `x`."""
+    images: dict[str, tuple[int, int, int]] = {}
+    image: tuple[int, int, int] | None = None
+    for link in links:
+        if isinstance(link.module, nn.Flatten) and x.ndim == 4:
+            _, c, h, w = x.shape
+            image = (c, h, w)
+        if isinstance(link.module, nn.Linear) and image is not None:
+            images[f"{link.name}.weight"], image = image, None
+        found = link.module(x)
+        x = found[0][:, -1] if isinstance(link.module, nn.LSTM) else found
+    return Columns(images)
 
 
 @dataclass(frozen=True)

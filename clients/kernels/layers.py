@@ -61,18 +61,19 @@ class Relu:
 
 
 class Flatten:
-    """Images `(n, c, h, w)` to vectors `(n, c * h * w)`."""
+    """Examples to vectors, as they lie in memory: images `(n, c, h, w)` to `(n, h * w * c)`."""
 
     def __init__(self) -> None:
         self._shape = torch.Size()
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1) if x.ndim == 4 else x
         self._shape = x.shape
         return x.flatten(1)
 
     def backward(self, d: Tensor) -> Tensor:
         before = d.view(self._shape)
-        return channels_last(before) if before.ndim == 4 else before
+        return before.permute(0, 3, 1, 2) if before.ndim == 4 else before
 
 
 class Convolution:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clients.kernels.chain import Making, chain_of, make_layers
+from clients.kernels.chain import Making, chain_of, columns_of, make_layers
 from clients.kernels.layers import Layer
 from clients.trainers.one_by_one import one_by_one
 from clients.training import (
@@ -37,6 +37,7 @@ def fused(training: Training) -> BlockTrainer:
     links = chain_of(training.task.make_model().train())
     weights = _weights(training)
     layers = make_layers(links, Making(weights, rate, training.compiled))
+    columns = columns_of(links, torch.from_numpy(training.task.sample(1)))
 
     @torch.no_grad()
     def train(server: Arrays, key: Key, data: ClientData) -> tuple[Sums, dict[str, float]]:
@@ -46,7 +47,7 @@ def fused(training: Training) -> BlockTrainer:
         torch._foreach_sub_(list(weights.values()), list(start.values()))  # now they are the delta
         return {"delta": weights, "stats": {}}, {"loss": loss}
 
-    return one_by_one(training, objective, train)
+    return one_by_one(training, objective, train, columns)
 
 
 def plain_rate(training: Training, objective: Objective) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
+from clients.kernels.layout import Columns
 from clients.training import (
     BlockTrainer,
     ClientData,
@@ -22,15 +23,22 @@ from shared_models.checks import check_metrics, check_update
 from shared_models.errors import UpdateError
 from shared_models.messages import BlockRequest
 from shared_models.objectives import Objective, Sums
-from shared_models.partial import Partial, Row
+from shared_models.partial import Partial, Row, Sum
 
 ClientTrainer: TypeAlias = Callable[[Arrays, Key, ClientData], tuple[Sums, Mapping[str, float]]]
 
+_AS_THEY_ARE = Columns()
+
 
 def one_by_one(
-    training: Training, objective: Objective, train_client: ClientTrainer
+    training: Training,
+    objective: Objective,
+    train_client: ClientTrainer,
+    columns: Columns = _AS_THEY_ARE,
 ) -> BlockTrainer:
     """Returns the trainer that runs `train_client` for every client of a block, in order.
+
+    `train_client` gets and returns arrays whose `columns` are in the order of memory.
 
     A client whose training raises is `failed`, one whose update does not pass `check_update` is
     `refused`; neither is summed, both are named in the rows. Sums are in the plan's dtype.
@@ -57,6 +65,7 @@ def one_by_one(
 
     def train_block(request: BlockRequest, data_of: DataOf) -> Partial:
         server = to_device(in_dtype(request.params, training.dtype), training.device)
+        server = columns.reordered(server)
         sums = empty_sums(objective, training, server)
         rows = []
         for client_id in request.client_ids:
@@ -66,6 +75,8 @@ def one_by_one(
                 for name, spec in objective.sums.items():
                     weight = spec.weigh(row.examples)
                     sums[name] = accumulate(sums[name], update[name], weight)
+        delta = sums["delta"]
+        sums["delta"] = Sum(columns.restored(delta.arrays), delta.weight)
         return Partial(sums, tuple(rows))
 
     return train_block
