@@ -17,6 +17,7 @@ from clients.trainers import TRAINERS, make_trainer
 from clients.training import ClientData, Training, Unfit
 from shared_models.arrays import Arrays, global_norm, roles_of, subtract
 from shared_models.errors import InputError
+from shared_models.inputs import InputSpec
 from shared_models.messages import BlockRequest
 from shared_models.noise import Dropout
 from shared_models.optimizers import Optimizer, clip_by_norm, momentum, sgd
@@ -272,3 +273,35 @@ def test_only_what_has_a_compiled_kernel_is_compiled() -> None:
     assert not fits("fused", training_of(load_task("watch-lstm"), compiled=True)), "in float64"
     single = training_of(load_task("mnist-2nn"), dtype=torch.float32, compiled=True)
     assert not fits("fused", single)
+
+
+class Seeing(nn.Module):
+    """Convolutions of every kind that has a kernel: strides, holes, groups, padding, no bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, 4, (3, 2), stride=(2, 1), padding=(1, 0)),
+            nn.MaxPool2d(3, stride=1, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(4, 6, 3, padding="same", dilation=2, groups=2, bias=False),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.ReLU(),
+        )
+        self.head = nn.Linear(6 * 2 * 3, 10, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(x))
+        return logits
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12])
+def test_fused_convolutions_of_every_kind_are_the_loops(channels: int) -> None:
+    inputs = InputSpec(shape=(channels, 8, 8))
+    task = replace(load_task("digits-cnn"), input=inputs, make_model=lambda: Seeing(channels))
+    training = training_of(task)
+    ours, theirs = (partial_of(name, training).sums["delta"] for name in ("fused", "loop"))
+    assert ours.weight == theirs.weight > 0
+    torch.testing.assert_close(ours.arrays, theirs.arrays, rtol=1e-9, atol=1e-12)

@@ -14,7 +14,9 @@ from clients.kernels.layers import (
     Convolution,
     Dense,
     Embedding,
+    FirstConvolution,
     Flatten,
+    Geometry,
     Layer,
     MaxPool,
     Relu,
@@ -164,8 +166,7 @@ def _make(link: Link, making: Making, *, wanted: bool) -> Layer:
         case nn.Linear():
             made = Dense(own["weight"], own.get("bias"), rate, wanted=wanted)
         case nn.Conv2d() as conv:
-            geometry = (list(conv.stride), _padding(conv), list(conv.dilation), conv.groups)
-            made = Convolution(own["weight"], own.get("bias"), geometry, rate, wanted=wanted)
+            made = _convolution(conv, own, rate, wanted=wanted)
         case nn.MaxPool2d() as pool:
             made = MaxPool(_pair(pool.kernel_size), _pair(pool.stride), _pair(pool.padding))
         case nn.Embedding():
@@ -179,6 +180,14 @@ def _make(link: Link, making: Making, *, wanted: bool) -> Layer:
         case nn.Flatten():
             made = Flatten()
     return made
+
+
+def _convolution(conv: nn.Conv2d, own: Arrays, rate: float, *, wanted: bool) -> Layer:
+    geometry = Geometry(list(conv.stride), _padding(conv), list(conv.dilation), conv.groups)
+    weight, bias = own["weight"], own.get("bias")
+    if not wanted and FirstConvolution.fits(weight, geometry):
+        return FirstConvolution(weight, bias, geometry, rate)
+    return Convolution(weight, bias, geometry, rate, wanted=wanted)
 
 
 def _padding(conv: nn.Conv2d) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from clients.kernels.layout import channels_last
 from clients.kernels.products import times
 
 _aten = torch.ops.aten
+_SMALL_PATCH = 64
 
 
 class Layer(Protocol):
@@ -76,53 +78,93 @@ class Flatten:
         return before.permute(0, 3, 1, 2) if before.ndim == 4 else before
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """How a convolution walks over its image, as torch's functions take it."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns the convolution of `x`, channels last."""
+        return torch.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
 class Convolution:
     """`torch.nn.Conv2d`, with channels last in memory."""
 
     def __init__(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: tuple[list[int], list[int], list[int], int],
-        rate: float,
-        *,
-        wanted: bool,
+        self, weight: Tensor, bias: Tensor | None, geometry: Geometry, rate: float, *, wanted: bool
     ) -> None:
-        self._weight, self._bias, self._rate = weight, bias, rate
-        self._stride, self._padding, self._dilation, self._groups = geometry
+        self._weight, self._bias, self._geometry, self._rate = weight, bias, geometry, rate
         self._mask = [wanted, True, bias is not None]
         self._x = weight
 
     def forward(self, x: Tensor) -> Tensor:
         self._x = channels_last(x)
-        return torch.conv2d(
-            self._x,
-            self._weight,
-            self._bias,
-            self._stride,
-            self._padding,
-            self._dilation,
-            self._groups,
-        )
+        return self._geometry.apply(self._x, self._weight, self._bias)
 
     def backward(self, d: Tensor) -> Tensor | None:
+        own = self._geometry
         before, weight, bias = _aten.convolution_backward.default(
             d,
             self._x,
             self._weight,
             None if self._bias is None else [len(self._bias)],
-            self._stride,
-            self._padding,
-            self._dilation,
+            own.stride,
+            own.padding,
+            own.dilation,
             False,
             [0, 0],
-            self._groups,
+            own.groups,
             self._mask,
         )
         self._weight.sub_(weight, alpha=self._rate)
         if self._bias is not None:
             self._bias.sub_(bias, alpha=self._rate)
         return before if self._mask[0] else None
+
+
+class FirstConvolution:
+    """A convolution in front of all others, on images of few channels.
+
+    Nobody wants the gradient by its input, and that by its weights is one product with the input's
+    patches, in a third of the time that oneDNN's general kernel takes.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, geometry: Geometry, rate: float
+    ) -> None:
+        self._weight, self._bias, self._geometry, self._rate = weight, bias, geometry, rate
+        self._x = weight
+
+    @staticmethod
+    def fits(weight: Tensor, geometry: Geometry) -> bool:
+        """Whether patches are small, and cover neither holes nor groups."""
+        plain = geometry.groups == 1 and set(geometry.dilation) == {1}
+        return plain and weight[0].numel() <= _SMALL_PATCH
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._x = x
+        return self._geometry.apply(channels_last(x), self._weight, self._bias)
+
+    def backward(self, d: Tensor) -> None:
+        slopes = d.permute(0, 2, 3, 1).flatten(0, 2)
+        by_weight = times(self._patches(d.shape[2:]), slopes.t())
+        self._weight.view(len(self._weight), -1).sub_(by_weight.t(), alpha=self._rate)
+        if self._bias is not None:
+            self._bias.sub_(slopes.sum(0), alpha=self._rate)
+
+    def _patches(self, places: torch.Size) -> Tensor:
+        """Returns what each weight has seen: `(channels * kernel, examples * places)`."""
+        (top, left), (down, right) = self._geometry.padding, self._geometry.stride
+        x = torch.nn.functional.pad(self._x, (left, left, top, top)).contiguous()
+        n, c, h, w = x.shape
+        _, _, kh, kw = self._weight.shape
+        seen = x.as_strided((c, kh, kw, n, *places), (h * w, w, 1, c * h * w, w * down, right))
+        return seen.reshape(c * kh * kw, -1)
 
 
 class MaxPool:
