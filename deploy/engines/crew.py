@@ -108,11 +108,13 @@ class _Actor:
     shared: tuple[Any, ...] = ()
 
     def start(self, job: Job) -> Any:
-        """Starts a job, after sending what it shares with others if it is new here."""
-        if job.shared != self.shared:
-            self.number, self.shared = self.number + 1, job.shared
-            self.handle.keep.remote(self.number, *job.shared)
-        return self.handle.work.remote(self.number, *job.args)
+        """Starts a job; what it shares with others goes along only if it is new here."""
+        if not job.shared:
+            return self.handle.work.remote(0, 0, *job.args)
+        if job.shared == self.shared:
+            return self.handle.work.remote(self.number, 0, *job.args)
+        self.number, self.shared = self.number + 1, job.shared
+        return self.handle.work.remote(self.number, len(job.shared), *job.shared, *job.args)
 
     def end(self) -> None:
         ray.kill(self.handle, no_restart=True)

@@ -51,9 +51,11 @@ class _Packer(pickle.Pickler):
     def __init__(self, file: io.BytesIO, place_of: Callable[[ArrayRecord], int] | None) -> None:
         self.buffers: list[pickle.PickleBuffer] = []
         self._place_of = place_of
+        if place_of is not None:  # pickle would ask it about every single value
+            self.persistent_id = self._left_behind  # type: ignore[method-assign]
         super().__init__(file, protocol=5, buffer_callback=self.buffers.append)
 
-    def persistent_id(self, value: Any) -> int | None:
+    def _left_behind(self, value: Any) -> int | None:
         if self._place_of is not None and type(value) is ArrayRecord:
             return self._place_of(value)
         return None
@@ -84,6 +86,6 @@ class _Unpacker(pickle.Unpickler):
 def _array(dtype: str, shape: tuple[int, ...], stype: str, data: Any) -> Array:
     """Returns an array around a buffer; Flower's own constructor would have it copied first."""
     array = Array.__new__(Array)
-    array.dtype, array.shape, array.stype = dtype, shape, stype
-    array.data = memoryview(data)  # type: ignore[assignment]
+    # Its own way to set a field forgets its parts' digests each time; here are none yet.
+    array.__dict__.update(dtype=dtype, shape=shape, stype=stype, data=memoryview(data))
     return array

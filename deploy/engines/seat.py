@@ -30,12 +30,13 @@ class WildflowerWorker:
         """Makes the worker; apart from the actor, so that its fault is not taken for a death."""
         self._worker = make(*args)
 
-    def keep(self, number: int, *shared: Any) -> None:
-        """Keeps the values that the next jobs share, and lets go of those before."""
-        self._number, self._shared = number, shared
+    def work(self, number: int, shared: int, *values: Any) -> Any:
+        """Does one job: the first `shared` of the values are kept, for later ones that share them.
 
-    def work(self, number: int, *args: Any) -> Any:
-        """Does one job with the shared values of that number."""
-        if number != self._number:
+        `number` tells what the job shares, 0 nothing: it is checked, lest a job gets another's.
+        """
+        if shared:
+            self._number, self._shared = number, values[:shared]
+        if number not in (0, self._number):
             raise RuntimeError("what jobs share did not arrive")
-        return self._worker.work(*args, *self._shared)
+        return self._worker.work(*values[shared:], *(self._shared if number else ()))
