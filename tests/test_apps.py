@@ -327,6 +327,7 @@ def test_a_folder_without_an_app_is_one_line(tmp_path: Path) -> None:
     [
         (["--num-supernodes", 0], "expected 1 or more"),
         ([], "--app needs --num-supernodes"),
+        (["--num-supernodes", 1, "--workers", 0], "--workers 0: expected 1 or more"),
         (["--num-supernodes", 1, "--resume"], "--resume does not go with --app"),
     ],
 )
@@ -507,7 +508,7 @@ class Desk:
 
     def map(self, jobs: Iterable[Job]) -> Iterator[Any]:
         for job in jobs:
-            _, arrays, requests = job.args
+            requests, arrays = job.args
             self.groups.append([partition for _, (_, partition, _), _ in requests])
             lost = self.loses in self.groups[-1]
             answers = [self.answer(arrays, *request) for request in requests]

@@ -94,7 +94,12 @@ def _report(order: Order, path: tuple[str, ...]) -> dict[str, Any]:
 
 def _simulate(order: Order, path: tuple[str, ...]) -> dict[str, Any]:
     # Ray starts first: its actors load the ClientApp while the ServerApp is loaded here.
-    ray.init(num_cpus=order.workers, include_dashboard=False, logging_level=logging.WARNING)
+    ray.init(
+        address="local",
+        num_cpus=order.workers,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+    )
     setup = NodeSetup(
         order.folder, order.clientapp, path, _RUN_ID, order.nodes, dict(order.run_config)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import operator
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -172,13 +173,13 @@ class AppGrid(Grid):
         group = _Group(kind)
         for message in messages[place : place + size]:
             skeleton, apart = pack(message)
-            identity = tuple(map(id, apart))
-            if message.metadata.message_type != kind or not group.fits(identity):
+            if message.metadata.message_type != kind or not group.fits(apart):
                 break
-            if not group.messages:
-                group.identity, group.shared = identity, self._shelf.place(apart)
+            group.apart = apart
             group.messages.append(message)
             group.requests.append(self._request(skeleton, message.metadata.dst_node_id))
+        if sum(map(len, group.apart)) >= _STORED_BYTES:
+            group.reference = self._shelf.reference(group.apart)
         return group
 
     def _request(self, skeleton: bytes, number: int) -> Request:
@@ -231,23 +232,26 @@ class _Group:
     kind: str
     messages: list[Message] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
-    identity: tuple[int, ...] = ()
-    shared: tuple[str, Any] = ("", ())
+    apart: list[bytes] = field(default_factory=list)
+    reference: Any = None
 
-    def fits(self, identity: tuple[int, ...]) -> bool:
+    def fits(self, apart: list[bytes]) -> bool:
         """Whether a message with these arrays belongs here."""
-        return not self.messages or identity == self.identity
+        same = len(apart) == len(self.apart) and all(map(operator.is_, apart, self.apart))
+        return same or not self.messages
 
     def job(self, until: float) -> Job:
         """Returns the call of an actor; a group that takes long is done again one by one."""
         left = max(0.0, until - time.monotonic())
         ttl = self.messages[0].metadata.ttl if len(self.messages) == 1 else _GROUP_S
-        return Job((*self.shared, self.requests), min(left, ttl))
+        if self.reference is None:
+            return Job((self.requests, as_arrays(self.apart)), min(left, ttl))
+        return Job((self.requests,), min(left, ttl), (self.reference,))
 
     def split(self) -> Iterator[_Group]:
         """Returns each message as a group of its own."""
         for message, request in zip(self.messages, self.requests, strict=True):
-            yield _Group(self.kind, [message], [request], self.identity, self.shared)
+            yield _Group(self.kind, [message], [request], self.apart, self.reference)
 
 
 class _Calls(Iterator[Message]):
@@ -269,22 +273,17 @@ class _Shelf:
     """Sets of arrays in the object store, each put there once for all messages that share it."""
 
     def __init__(self) -> None:
-        self._sets: OrderedDict[tuple[int, ...], tuple[list[bytes], str, Any]] = OrderedDict()
-        self._numbers = itertools.count(1)
+        self._sets: OrderedDict[tuple[int, ...], tuple[list[bytes], Any]] = OrderedDict()
 
-    def place(self, apart: list[bytes]) -> tuple[str, Any]:
-        """Returns a key and a reference; small sets have no key and travel with the message."""
-        if sum(map(len, apart)) < _STORED_BYTES:
-            return "", as_arrays(apart)
+    def reference(self, apart: list[bytes]) -> Any:
+        """Returns a reference to arrays that lie in the object store."""
         identity = tuple(map(id, apart))  # bytes do not change, and the shelf keeps them alive
         if identity not in self._sets:
-            key = str(next(self._numbers))
-            self._sets[identity] = (apart, key, ray.put(as_arrays(apart)))
+            self._sets[identity] = (apart, ray.put(as_arrays(apart)))
             if len(self._sets) > _SHELF:
                 self._sets.popitem(last=False)
         self._sets.move_to_end(identity)
-        _, key, reference = self._sets[identity]
-        return key, reference
+        return self._sets[identity][1]
 
 
 def _arrays_of(answer: Any) -> Sequence[Bytes]:

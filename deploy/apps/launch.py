@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.apps.app import FlowerApp
+from deploy.engines.cluster import cores
 from shared_models.errors import InputError, Interrupted, WildflowerError
 
 _ROOT = Path(__file__).parents[2]
@@ -36,21 +37,25 @@ _QUIET = {
 _GRACE_S = 30.0
 
 
-def run_app(app: FlowerApp, nodes: int, *, quiet_stdout: bool = False) -> dict[str, Any]:
+def run_app(
+    app: FlowerApp, nodes: int, workers: int | None = None, *, quiet_stdout: bool = False
+) -> dict[str, Any]:
     """Runs an app on `nodes` simulated nodes in the current folder; returns what went through it.
 
-    With `quiet_stdout` what the app prints goes to standard error.
+    Without `workers` there is one a core. With `quiet_stdout` what the app prints goes to standard
+    error.
 
     Raises:
-        InputError: the app cannot be loaded, or there are no nodes.
+        InputError: the app cannot be loaded, or there are no nodes or workers.
         WildflowerError: its ServerApp failed.
         Interrupted: the user stopped it.
     """
-    if nodes < 1:
-        raise InputError(f"--num-supernodes {nodes}: expected 1 or more")
+    workers = min(nodes, cores()) if workers is None else workers
+    for option, number in (("--num-supernodes", nodes), ("--workers", workers)):
+        if number < 1:
+            raise InputError(f"{option} {number}: expected 1 or more")
     with tempfile.TemporaryDirectory(prefix="wildflower-") as folder:
         order, report = Path(folder, "order.json"), Path(folder, "report.json")
-        workers = min(nodes, os.cpu_count() or 1)
         told = {"nodes": nodes, "workers": workers, "began": time.time()}
         order.write_text(json.dumps({**asdict(app), "folder": str(app.folder), **told}))
         code = _wait(order, report, quiet_stdout=quiet_stdout)

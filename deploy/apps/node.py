@@ -54,7 +54,8 @@ class NodeWorker:
 
     def __init__(self, setup: NodeSetup) -> None:
         self._setup = setup
-        self._shared: tuple[str, Sequence[bytes]] = ("", ())
+        self._arrays: Sequence[Any] = ()
+        self._apart: Sequence[bytes] = ()
         clean_path(setup.folder, setup.path)
         self._app, self._fault = load(setup.clientapp, setup.folder, ClientApp)
 
@@ -63,12 +64,12 @@ class NodeWorker:
         return self._answers(*args) if args else self._fault
 
     def _answers(
-        self, key: str, arrays: Sequence[Any], requests: Sequence[Request]
+        self, requests: Sequence[Request], arrays: Sequence[Any]
     ) -> tuple[float, list[Answer]]:
         """Returns the seconds that it took, and the answers to requests that share their arrays."""
         began = time.perf_counter()
-        if not key or key != self._shared[0]:
-            self._shared = (key, as_bytes(arrays))
+        if arrays is not self._arrays:  # a crew hands over the same object as long as it is shared
+            self._arrays, self._apart = arrays, as_bytes(arrays)
         answers = [self._answer(*request) for request in requests]
         return time.perf_counter() - began, answers
 
@@ -76,7 +77,7 @@ class NodeWorker:
         self, skeleton: bytes, call_of: tuple[int, int, int], kept: Packed | None
     ) -> Answer:
         node_id, partition, call = call_of
-        message = unpack(skeleton, self._shared[1])
+        message = unpack(skeleton, self._apart)
         context = self._context(node_id, partition, kept)
         seed(partition, call)
         return self._call(message, context)

@@ -14,6 +14,7 @@ from shared_models.errors import InputError
 def simulate_app(
     folder: Path,
     nodes: int | None,
+    workers: int | None,
     settings: Sequence[str],
     others: Mapping[str, object],
     as_json: bool,
@@ -26,7 +27,7 @@ def simulate_app(
             raise InputError(f"{option} does not go with --app; -s changes the app's run config")
     if nodes is None:
         raise InputError("--app needs --num-supernodes N: how many nodes to simulate")
-    told = run_app(read_app(folder, settings), nodes, quiet_stdout=as_json)
+    told = run_app(read_app(folder, settings), nodes, workers, quiet_stdout=as_json)
     if as_json:
         print_json(told)
     else:

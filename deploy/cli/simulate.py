@@ -47,7 +47,7 @@ def simulate(
         str | None, typer.Option(help="inline or ray; the result is the same.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="How many workers for ray; default: one a core.")
+        int | None, typer.Option(help="How many workers for ray or --app; default: one a core.")
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Ray cluster to use; implies ray.")
@@ -65,8 +65,10 @@ def simulate(
     Any Flower app, unmodified: wildflower simulate --app DIR --num-supernodes 100
     """
     if app is not None:
-        others = {"CONFIG": config, "--out": out, "--resume": resume, "--data-root": data_root}
-        simulate_app(app, num_supernodes, settings or (), others, as_json)
+        others: dict[str, object] = {"CONFIG": config, "--out": out, "--resume": resume}
+        others |= {"--data-root": data_root, "--plan": plan}
+        others |= {"--engine": engine, "--ray-address": ray_address}
+        simulate_app(app, num_supernodes, workers, settings or (), others, as_json)
         return
     if config is None or num_supernodes is not None:
         raise InputError("expected a CONFIG, or --app DIR and --num-supernodes N")
