@@ -28,6 +28,16 @@ def sleep(seconds: float) -> float:
     return seconds
 
 
+def note(file: Path, seconds: float) -> None:
+    file.touch()
+    time.sleep(seconds)
+
+
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

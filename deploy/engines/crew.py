@@ -79,36 +79,70 @@ class _Batch:
 
     def __init__(self, jobs: Iterable[Job]) -> None:
         self.outcomes: dict[int, Any] = {}
-        self.again: deque[_Task] = deque()
+        self.waiting: deque[_Task] = deque()
         self.taken = 0
         self.exhausted = False
         self.abandoned = False
         self._jobs = iter(jobs)
 
-    def next(self, limit: int) -> _Task | None:
-        """Returns the next task with a place below `limit`; those to be done again come first."""
-        if self.again:
-            return self.again.popleft()
-        if self.taken >= limit or self.exhausted:
-            return None
-        job = next(self._jobs, None)
-        if job is None:
-            self.exhausted = True
-            return None
-        self.taken += 1
-        return _Task(job, self.taken - 1)
+    def look_ahead(self, limit: int) -> None:
+        """Takes jobs, up to a place."""
+        while self.taken < limit and not self.exhausted:
+            job = next(self._jobs, None)
+            if job is None:
+                self.exhausted = True
+            else:
+                self.waiting.append(_Task(job, self.taken))
+                self.taken += 1
+
+    def next(self, limit: int, left: int) -> _Task | None:
+        """Returns the first task, if its place is below `limit` and more than `left` wait."""
+        if len(self.waiting) > left and self.waiting[0].place < limit:
+            return self.waiting.popleft()
+        return None
+
+    def settle(self, task: _Task, outcome: Any) -> None:
+        """Notes what became of a task."""
+        self.outcomes[task.place] = outcome
+
+    def redo(self, tasks: Iterable[_Task]) -> None:
+        """Puts tasks first in line again."""
+        if not self.abandoned:
+            self.waiting = deque(sorted([*tasks, *self.waiting], key=lambda task: task.place))
 
 
 @dataclass
+class _Duty:
+    """What an actor is to do: a task of a batch, or at first its own beginning."""
+
+    ref: Any
+    task: _Task | None = None
+    batch: _Batch | None = None
+    until: float = math.inf
+
+
+@dataclass(eq=False)
 class _Actor:
-    """A Ray actor, and what it keeps of the values that jobs share."""
+    """A Ray actor, its duties in their order, and what it keeps of the values that jobs share."""
 
     handle: Any
+    duties: deque[_Duty] = field(default_factory=deque)
     number: int = 0
     shared: tuple[Any, ...] = ()
 
-    def start(self, job: Job) -> Any:
-        """Starts a job; what it shares with others goes along only if it is new here."""
+    @property
+    def has_begun(self) -> bool:
+        return not self.duties or self.duties[0].task is not None
+
+    def give(self, task: _Task, batch: _Batch) -> _Duty:
+        """Hands over a task; what it shares with others goes along only if it is new here."""
+        duty = _Duty(self._call(task.job), task, batch)
+        self.duties.append(duty)
+        if len(self.duties) == 1:
+            self.watch()
+        return duty
+
+    def _call(self, job: Job) -> Any:
         if not job.shared:
             return self.handle.work.remote(0, 0, *job.args)
         if job.shared == self.shared:
@@ -116,22 +150,17 @@ class _Actor:
         self.number, self.shared = self.number + 1, job.shared
         return self.handle.work.remote(self.number, len(job.shared), *job.shared, *job.args)
 
+    def watch(self) -> None:
+        """Starts the clock of the duty that is first now."""
+        if self.duties and self.duties[0].task is not None:
+            self.duties[0].until = time.monotonic() + self.duties[0].task.job.deadline_s
+
     def end(self) -> None:
         ray.kill(self.handle, no_restart=True)
 
 
-@dataclass
-class _Duty:
-    """What an actor is at: a task of a batch, or at first its own beginning."""
-
-    actor: _Actor
-    until: float
-    task: _Task | None = None
-    batch: _Batch | None = None
-
-
 class Crew:
-    """`size` actors. At most `2 * size` jobs of a map are under way or waiting for their turn.
+    """`size` actors, each at one job; the next may lie ready for it, as long as there are plenty.
 
     `receive` is called with each result at once when it comes, and returns what `map` yields; it
     may raise `Gone`.
@@ -146,8 +175,8 @@ class Crew:
         self._worker = worker
         self._receive = receive or (lambda result: result)
         self._size = size
-        self._free: deque[_Actor] = deque()
-        self._duties: dict[Any, _Duty] = {}
+        self._actors: list[_Actor] = []
+        self._owner: dict[Any, _Actor] = {}
         self._stillborn = 0
         for _ in range(size):
             self._hire()
@@ -171,104 +200,130 @@ class Crew:
     def map(self, jobs: Iterable[Job]) -> Iterator[Any]:
         """Yields each job's result or `Lost`, in the order of the jobs.
 
-        Lazy: a job is taken from `jobs` only when an actor is free for it. A job whose actor died
-        is done again. Raises `EngineError` when no worker can be had.
+        Lazy: at most `2 * size` jobs are under way or wait for their turn to be yielded, and
+        `size` more are looked at. A job whose actor died is done again. Raises `EngineError` when
+        no worker can be had.
         """
         batch = _Batch(jobs)
         try:
             for place in itertools.count():
-                limit = place + 2 * self._size
-                self._hand_out(batch, limit)
+                self._hand_out(batch, place + 2 * self._size)
                 while place not in batch.outcomes:
                     if batch.exhausted and place >= batch.taken:
                         return
                     self._wait()
-                    self._hand_out(batch, limit)
+                    self._hand_out(batch, place + 2 * self._size)
                 yield batch.outcomes.pop(place)
         finally:
             batch.abandoned = True
 
     def wait(self) -> None:
         """Returns when every actor is free; raises `EngineError` when one cannot start."""
-        while self._duties:
+        while self._owner:
             self._wait()
 
     def close(self) -> None:
         """Ends the actors."""
-        for actor in [*self._free, *(duty.actor for duty in self._duties.values())]:
+        for actor in self._actors:
             actor.end()
-        self._free.clear()
-        self._duties.clear()
+        self._actors.clear()
+        self._owner.clear()
 
     def _hire(self) -> None:
         actor = _Actor(self._actor_class.remote())
         ref = actor.handle.begin.remote(self._worker.make, self._worker.args)
-        self._duties[ref] = _Duty(actor, time.monotonic() + _START_S)
+        actor.duties.append(_Duty(ref, until=time.monotonic() + _START_S))
+        self._actors.append(actor)
+        self._owner[ref] = actor
 
     def _hand_out(self, batch: _Batch, limit: int) -> None:
-        while self._free and (task := batch.next(limit)) is not None:
-            actor = self._free.popleft()
-            until = time.monotonic() + task.job.deadline_s
-            self._duties[actor.start(task.job)] = _Duty(actor, until, task, batch)
+        """Gives every free actor a task, then, while each could get another, every busy one.
+
+        So an actor need not wait for us between two jobs, and yet the last jobs of a map go to
+        whoever is free.
+        """
+        batch.look_ahead(limit + self._size)
+        for busy in (0, 1):
+            for actor in self._actors:
+                if actor.has_begun and len(actor.duties) == busy:
+                    task = batch.next(limit, left=busy * self._size)
+                    if task is None:
+                        break
+                    self._owner[actor.give(task, batch).ref] = actor
 
     def _wait(self) -> None:
         """Waits until an actor is done with something, in whatever way."""
-        first = min(duty.until for duty in self._duties.values())
+        first = min(actor.duties[0].until for actor in self._actors if actor.duties)
         patience = None if first == math.inf else max(0.0, first - time.monotonic())
-        done, _ = ray.wait(list(self._duties), num_returns=1, timeout=patience)
+        done, _ = ray.wait(list(self._owner), num_returns=1, timeout=patience)
         for ref in done:
-            self._finish(ref, self._duties.pop(ref))
+            self._finish(self._owner[ref])
         if not done:
             self._cut_off()
 
-    def _finish(self, ref: Any, duty: _Duty) -> None:
+    def _finish(self, actor: _Actor) -> None:
+        """Takes the result of an actor's first duty; what comes later came no earlier."""
+        duty = actor.duties[0]
         try:
-            outcome = ray.get(ref) if duty.task is None else self._receive(ray.get(ref))
+            result = ray.get(duty.ref)
+            outcome = result if duty.task is None else self._receive(result)
         except RayTaskError as error:
             outcome = Lost(_told(error))
             if duty.task is None:
                 raise EngineError(f"a worker cannot start: {outcome.reason}") from None
         except (RayError, Gone) as error:
-            self._replace(duty, _told(error))
+            self._bury(actor, _told(error))
             return
-        self._free.append(duty.actor)
+        del self._owner[duty.ref]
+        actor.duties.popleft()
+        actor.watch()
         if duty.task is None:
             self._stillborn = 0
         elif duty.batch is not None:
-            duty.batch.outcomes[duty.task.place] = outcome
+            duty.batch.settle(duty.task, outcome)
 
-    def _replace(self, duty: _Duty, reason: str) -> None:
-        """Puts another actor in the place of a dead one, and has its job done again."""
-        duty.actor.end()
-        self._hire()
-        if duty.task is None or duty.batch is None:
+    def _bury(self, actor: _Actor, reason: str) -> None:
+        """Replaces an actor that died; its jobs are done again, unless its first killed others."""
+        task = actor.duties[0].task
+        if task is None:
             self._stillborn += 1
             if self._stillborn >= _DEATHS:
                 raise EngineError(f"workers die as they start: {reason}")
-            return
-        duty.task.deaths += 1
-        if duty.task.deaths >= _DEATHS:
-            told = f"{_DEATHS} workers died of it: {reason}"
-            duty.batch.outcomes[duty.task.place] = Lost(told)
-        elif not duty.batch.abandoned:
-            duty.batch.again.append(duty.task)
+        else:
+            task.deaths += 1
+        hopeless = task is not None and task.deaths >= _DEATHS
+        self._replace(actor, f"{_DEATHS} workers died of it: {reason}" if hopeless else None)
+
+    def _replace(self, actor: _Actor, first_is_lost: str | None) -> None:
+        """Puts another actor in the place of one; says why its first job is lost, if it is."""
+        actor.end()
+        self._actors.remove(actor)
+        for number, duty in enumerate(actor.duties):
+            del self._owner[duty.ref]
+            if duty.task is None or duty.batch is None:
+                continue
+            if number == 0 and first_is_lost is not None:
+                duty.batch.settle(duty.task, Lost(first_is_lost))
+            else:
+                duty.batch.redo([duty.task])
+        self._hire()
 
     def _cut_off(self) -> None:
-        """Ends the actors that are past their deadline; their jobs are lost."""
+        """Ends the actors whose first job is past its deadline: that job is lost."""
         now = time.monotonic()
-        for ref, duty in list(self._duties.items()):
+        for actor in [actor for actor in self._actors if actor.duties]:
+            duty = actor.duties[0]
             if duty.until > now:
                 continue
-            if duty.task is None or duty.batch is None:
+            if duty.task is not None:
+                self._replace(actor, f"cut off after {duty.task.job.deadline_s:g} s")
+            elif any(other.has_begun for other in self._actors):
+                duty.until = math.inf  # the others do the work meanwhile
+            else:
                 raise EngineError(
                     f"no worker started within {_START_S:.0f} s: "
                     f"{self._size} are wanted, free are {_free_cpus():.0f} CPUs"
                 )
-            del self._duties[ref]
-            duty.actor.end()
-            self._hire()
-            told = f"cut off after {duty.task.job.deadline_s:g} s"
-            duty.batch.outcomes[duty.task.place] = Lost(told)
 
 
 def _told(error: RayError | Gone) -> str:
