@@ -285,7 +285,7 @@ def test_draws_depend_on_node_and_call_only(probe: dict[str, Any]) -> None:
 def test_two_runs_are_equal_even_where_the_app_does_not_seed(
     probe: dict[str, Any], tmp_path: Path
 ) -> None:
-    told, _ = run_probe(tmp_path)
+    told, _ = run_probe(tmp_path, "--workers", "1")
     for key in ("drawn", "draw", "draw again", "count", "nodes"):
         assert told[key] == probe[key]
 

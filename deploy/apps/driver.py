@@ -67,7 +67,7 @@ def forget_ours(root: Path) -> tuple[str, ...]:
         source = getattr(module, "__file__", None) or ""
         if source and Path(source).is_relative_to(root) and not _is_installed(source):
             del sys.modules[name]
-    return tuple(entry for entry in sys.path if entry and Path(entry) != root)
+    return tuple(entry for entry in sys.path if entry and Path(entry).resolve() != root.resolve())
 
 
 def _is_installed(source: str) -> bool:
