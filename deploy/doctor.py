@@ -16,6 +16,7 @@ from typing import Literal
 
 import psutil
 
+from deploy.engines.cluster import STORE_BYTES, cores, shared_memory_bytes
 from shared_models.datasets.fetch import cache_folder
 
 _NEEDED = {
@@ -49,6 +50,7 @@ def examine(here: Path) -> tuple[Finding, ...]:
         _compiler(),
         _devices(),
         _memory(),
+        _shared_memory(),
         _disk("disk for runs", here),
         _disk("disk for data", cache_folder()),
         *_registries(),
@@ -96,14 +98,14 @@ def _compiler() -> Finding:
 
 
 def _devices() -> Finding:
-    cores = f"{os.cpu_count()} cores"
+    here = f"{cores()} cores"
     if importlib.util.find_spec("torch") is None:
-        return Finding("devices", "warning", cores, "torch is missing")
+        return Finding("devices", "warning", here, "torch is missing")
     import torch
 
     cuda = [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())]
     metal = ["mps"] if torch.backends.mps.is_available() else []
-    return Finding("devices", "ok", ", ".join([cores, *cuda, *metal]))
+    return Finding("devices", "ok", ", ".join([here, *cuda, *metal]))
 
 
 def _memory() -> Finding:
@@ -111,6 +113,14 @@ def _memory() -> Finding:
     if free >= _MIN_FREE_GB:
         return Finding("memory", "ok", f"{free:.1f} GB free")
     return Finding("memory", "warning", f"{free:.1f} GB free", "close something before a large run")
+
+
+def _shared_memory() -> Finding:
+    found = f"{shared_memory_bytes() / 2**30:.1f} GB free"
+    if shared_memory_bytes() >= 2 * STORE_BYTES:
+        return Finding("shared memory", "ok", found)
+    advice = "engine ray keeps weights there; give a container more, e.g. --shm-size 2g"
+    return Finding("shared memory", "warning", found, advice)
 
 
 def _disk(check: str, folder: Path) -> Finding:

@@ -13,12 +13,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.events import Notice, Observer
 from server.manifest import Engine
+from server.patience import one_by_one_when_lost
 from server.plain import print_event
 from server.run import Transport, learn, open_run
 from server.run_folder import new_run_folder
 from shared_models.config import BUILTIN, parse_config
 from shared_models.errors import RoundError, UpdateError
-from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
+from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply, Send
 from shared_models.wire import (
     EVALUATE_BLOCK,
     HELLO,
@@ -46,13 +47,14 @@ def make_app(observe: Observer = print_event) -> ServerApp:
         folder = open_run(config, out, resume=bool(settings.get("resume")))
         if not given:
             observe(Notice(f"run folder {out.absolute()}"))
-        learn(config, folder, make_transport(grid), observe)
+        learn(config, folder, make_transport(grid, config.client_deadline_s), observe)
 
     return server_app
 
 
-def make_transport(grid: Grid) -> Transport:
-    """Returns the coordinator's view of a grid."""
+def make_transport(grid: Grid, client_deadline_s: float | None = None) -> Transport:
+    """Returns the coordinator's view of a grid; a deadline holds where the grid can cut off."""
+    patience = client_deadline_s if getattr(grid, "cuts_off", False) else None
     nodes = _wait_for_nodes(grid)
 
     def hello() -> Mapping[int, Hello]:
@@ -65,10 +67,13 @@ def make_transport(grid: Grid) -> Transport:
 
     def send(kind: str, requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         asked = list(requests)
-        answers = grid.send_and_receive(_messages(kind, asked, nodes))
+        answers = grid.send_and_receive(_messages(kind, asked, nodes, patience))
         return _in_order(len(asked), answers)
 
-    train, evaluate = (functools.partial(send, kind) for kind in (TRAIN_BLOCK, EVALUATE_BLOCK))
+    train: Send = functools.partial(send, TRAIN_BLOCK)
+    evaluate: Send = functools.partial(send, EVALUATE_BLOCK)
+    if patience is not None:
+        train = one_by_one_when_lost(train)
     engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
     return Transport(hello, train, evaluate, engine)
 
@@ -91,15 +96,21 @@ def _hello(answer: Message) -> Hello:
         raise RoundError(f"node {answer.metadata.src_node_id}: {error}") from None
 
 
-def _messages(kind: str, requests: list[BlockRequest], nodes: tuple[int, ...]) -> Iterator[Message]:
-    """Yields one message per request; a block that any node may train goes round the nodes."""
+def _messages(
+    kind: str, requests: list[BlockRequest], nodes: tuple[int, ...], patience: float | None
+) -> Iterator[Message]:
+    """Yields one message per request; a block that any node may train goes round the nodes.
+
+    A message lives for `patience` seconds a client.
+    """
     encoded: tuple[object, ArrayRecord] | None = None
     for place, request in enumerate(requests):
         if encoded is None or encoded[0] is not request.params:
             encoded = (request.params, encode_arrays(request.params))
         node = nodes[place % len(nodes)] if request.node is None else request.node
         content = encode_request(request, encoded[1])
-        yield Message(content, node, kind, group_id=str(place))
+        ttl = None if patience is None else patience * len(request.client_ids)
+        yield Message(content, node, kind, group_id=str(place), ttl=ttl)
 
 
 def _in_order(count: int, answers: Iterable[Message]) -> Iterator[Reply]:

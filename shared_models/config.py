@@ -233,6 +233,8 @@ class Config(_Table):
     """For `ray`: how many; absent: one a physical core, on a cluster one a CPU."""
     ray_address: Annotated[str, Field(min_length=1)] | None = None
     """For `ray`: HOST:PORT of a cluster; absent: Ray is started on this machine."""
+    client_deadline_s: Positive | None = None
+    """For `ray`: a client that trains longer is cut off; absent: none is."""
     keep_checkpoints: Count = 2
     data: Data
     evaluate: Evaluate = Evaluate()

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from deploy.cli import run
@@ -34,12 +36,16 @@ from deploy.engines.slabs import Reader, Writer
 from deploy.events import Event, Observer
 from deploy.simulate import simulate
 from server.events import BlockFinished
+from server.patience import one_by_one_when_lost
 from shared_models.config import Config, to_toml
 from shared_models.errors import EngineError
 from shared_models.files import sha256_of
+from shared_models.messages import BlockFailure, BlockRequest, Reply
+from shared_models.partial import Partial, Row, Sum
 from shared_models.wire import decode_arrays
 from tests.in_memory import config_of
 from tests.odd_jobs import OddJobber, die, die_once, fail, is_a_view, note, pid_after, sleep
+from tests.slow_app import HANGS
 from tests.test_runs import interrupt_after, lines_of, wildflower
 
 # Ray leaves its log files and processes to the garbage collector.
@@ -281,6 +287,44 @@ def test_a_worker_killed_in_the_middle_of_a_round_changes_no_byte(
     assert weights(config, tmp_path / "run", open_ray(config, cluster), kill_in_round_2) == inline
     assert len(killed) >= cluster
     assert all('"clients_failed": 0' in line for line in lines_of(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_only_the_client_that_hangs_is_left_out(cluster: int, tmp_path: Path) -> None:
+    config = config_of("client_deadline_s=3.0", "stages.train.rounds=1")
+    grid = RayGrid("tests.slow_app:app", {"config": to_toml(config)}, cluster)
+    weights(config, tmp_path / "run", grid)
+    record = json.loads(lines_of(tmp_path / "run")[0])
+    assert record["clients_aggregated"] == 9
+    assert record["failures"] == [
+        {"client_id": HANGS, "status": "failed", "reason": "cut off after 3 s"}
+    ]
+
+
+def test_clients_of_a_lost_block_come_together_again() -> None:
+    def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
+        for request in requests:
+            if 2 in request.client_ids:
+                yield BlockFailure("late")
+            else:
+                rows = tuple(Row(k, k) for k in request.client_ids)
+                total = sum(request.client_ids)
+                yield Partial({"delta": Sum({"w": torch.full((2,), float(total))}, total)}, rows)
+
+    requests = [BlockRequest("train", 1, 0, n, ids, {}) for n, ids in enumerate([(5,), (1, 2, 3)])]
+    whole, mended = one_by_one_when_lost(send)(requests)
+    assert isinstance(whole, Partial)
+    assert isinstance(mended, Partial)
+    assert [(row.client_id, row.status, row.reason) for row in mended.rows] == [
+        (1, "ok", ""),
+        (2, "failed", "late"),
+        (3, "ok", ""),
+    ]
+    assert mended.sums["delta"].weight == 4
+    assert mended.sums["delta"].arrays["w"].tolist() == [4, 4]
+    assert list(one_by_one_when_lost(send)([replace(requests[0], client_ids=(2,))])) == [
+        BlockFailure("late")
+    ]
 
 
 def test_weights_are_put_once_a_round_and_read_in_place(cluster: int) -> None:

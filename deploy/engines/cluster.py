@@ -22,7 +22,7 @@ _QUIET = {
 }
 # When we are killed, two of Ray's processes would look for their server for a minute.
 _MORTAL = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
-_STORE_BYTES = 512 * 2**20
+STORE_BYTES = 512 * 2**20
 _CONNECT_S = 5.0
 
 
@@ -51,7 +51,7 @@ def _start(workers: int) -> int:
         address="local",
         num_cpus=workers,
         num_gpus=0,
-        object_store_memory=min(_STORE_BYTES, _shared_memory() // 2),
+        object_store_memory=min(STORE_BYTES, shared_memory_bytes() // 2),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -93,7 +93,7 @@ def _own_signals() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _shared_memory() -> int:
+def shared_memory_bytes() -> int:
     """Returns the bytes that are free where Ray's object store lies."""
     place = Path("/dev/shm")  # noqa: S108 - Ray's choice, not ours
     return shutil.disk_usage(place if place.is_dir() else tempfile.gettempdir()).free

@@ -70,6 +70,7 @@ class RayGrid(LocalGrid):
     """Has a crew answer; a message's time to live is the deadline of its job."""
 
     engine = "ray"
+    cuts_off = True
 
     def __init__(self, app: str, run_config: RunConfig, workers: int) -> None:
         super().__init__(run_config)
