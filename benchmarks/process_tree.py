@@ -15,8 +15,8 @@ import psutil
 
 from shared_models.errors import WildflowerError, one_line
 
-PAUSE_S = 0.5
-SHARE = 0.02  # looking takes at most this part of a core's time: two cores have none to give away
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 2.0
+SHARE = 0.02  # looking should take no more of a core's time: two cores have none to give away
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def watch(
 ) -> Watched:
     """Runs a command to its end; raises `WildflowerError` with its last words if it fails.
 
-    Its memory is looked at every half second, or less often to keep within `share` of a core.
+    Its memory is looked at every half second; up to every two where that costs `share` of a core.
     A command that takes longer than `limit_s`, or is interrupted, is killed with its descendants.
     """
     began, peak = time.time(), None
@@ -96,7 +96,8 @@ def _watch_until_done(
         except subprocess.TimeoutExpired:
             looked = time.perf_counter()
             peak = max(filter(None, (peak, pss_mb(process.pid))), default=None)
-            pause = max(PAUSE_S, (time.perf_counter() - looked) / share)
+            took = time.perf_counter() - looked
+            pause = min(max(PAUSE_S, took / share), LONGEST_PAUSE_S)
         else:
             return peak
         if time.time() > deadline:
