@@ -28,6 +28,8 @@ _TRIAL_CLIENTS = 8
 _TRIAL_BATCHES = 3
 _MOST_LOW_RANK_ROWS = 512
 _COMPILE_S = 20.0
+# So much slower on one client than the best: no block makes up for it.
+_HOPELESS = 10.0
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ def block_size(plan: Plan, cohort: int) -> int:
 def measure(host: Host, stage: TrainStage) -> dict[str, float]:
     """Returns seconds per client of each trainer that fits; a compiled one's name ends in `+`."""
     torch.set_num_threads(1)  # as in the workers
-    times = {
-        name: seconds
-        for name, trainer in _candidates(host, stage)
-        if (seconds := _seconds(trainer, _trial(host, stage, name))) is not None
-    }
+    times: dict[str, float] = {}
+    for name, trainer in _candidates(host, stage):
+        enough = _HOPELESS * min(times.values(), default=math.inf)
+        seconds = _seconds(trainer, _trial(host, stage, name), enough)
+        times |= {name: seconds} if seconds is not None else {}
     if not times:
         return {"loop": math.nan}
     clients = stage.rounds * min(stage.clients_per_round, len(host.client_ids))
@@ -137,15 +139,27 @@ def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
     return _Trial(request, data_of, sum(min(n, most) for n in sizes) / sum(sizes))
 
 
-def _seconds(trainer: BlockTrainer, trial: _Trial) -> float | None:
-    """Returns seconds per client, the better of two runs; None when the trainer fails."""
-    best = math.inf
-    # The first runs make what a process makes once: buffers, kernels generated for the shapes.
-    for run in range(3):
-        began = time.perf_counter()
-        partial = trainer(trial.request, trial.data_of)
-        if run:
-            best = min(best, time.perf_counter() - began)
-        if any(row.status == "failed" for row in partial.rows):
-            return None
-    return best / len(trial.request.client_ids) / trial.share
+def _seconds(trainer: BlockTrainer, trial: _Trial, enough: float = math.inf) -> float | None:
+    """Returns seconds per client, the better of two runs; None when the trainer fails.
+
+    A trainer that takes more than `enough` for one client is not tried on more.
+    """
+    single = replace(trial.request, client_ids=trial.request.client_ids[:1])
+    try:
+        # The first run makes what a process makes once: buffers, kernels generated for the shapes.
+        _, alone = _time(trainer, trial, single), _time(trainer, trial, single)
+        if alone > enough:
+            return alone
+        _, *runs = (_time(trainer, trial, trial.request) for _ in range(3))
+    except Unfit:
+        return None
+    return min(runs)
+
+
+def _time(trainer: BlockTrainer, trial: _Trial, request: BlockRequest) -> float:
+    began = time.perf_counter()
+    partial = trainer(request, trial.data_of)
+    took = time.perf_counter() - began
+    if any(row.status == "failed" for row in partial.rows):
+        raise Unfit("it fails on this data")
+    return took / len(request.client_ids) / trial.share
