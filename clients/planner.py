@@ -86,9 +86,10 @@ def measure(host: Host, stage: TrainStage) -> dict[str, float]:
     if clients * min(times.values()) > 10 * _COMPILE_S:
         compiling.append("vectorised")
     for name in compiling:
-        trainer = _made(host, stage, name, compiled=True) if name in times else None
-        seconds = trainer and _seconds(trainer, _trial(host, stage, name))
-        times |= {f"{name}+": seconds} if seconds is not None else {}
+        compiled = _made(host, stage, name, compiled=True) if name in times else None
+        if compiled is not None:
+            seconds = _seconds(compiled, _trial(host, stage, name))
+            times |= {f"{name}+": seconds} if seconds is not None else {}
     return times
 
 
