@@ -65,11 +65,7 @@ def open_grid(config: Config) -> Iterator[LocalGrid]:
 def _ray_grid(config: Config, run_config: RunConfig) -> Iterator[LocalGrid]:
     from deploy.engines.cluster import connected
 
-    # Ray takes seconds to start, most of them waiting; torch takes one to import.
-    imports = threading.Thread(target=importlib.import_module, args=("server.app",), daemon=True)
-    imports.start()
-    with connected(config.ray_address, config.workers) as workers:
-        imports.join()
+    with _importing("server.app"), connected(config.ray_address, config.workers) as workers:
         from deploy.engines.ray import RayGrid
 
         grid = RayGrid("clients.app:app", run_config, workers)
@@ -77,6 +73,17 @@ def _ray_grid(config: Config, run_config: RunConfig) -> Iterator[LocalGrid]:
             yield grid
         finally:
             grid.close()
+
+
+@contextlib.contextmanager
+def _importing(module: str) -> Iterator[None]:
+    """Imports a module meanwhile: Ray takes seconds to start, most of them waiting; torch one."""
+    imports = threading.Thread(target=importlib.import_module, args=(module,))
+    imports.start()
+    try:
+        yield
+    finally:
+        imports.join()  # an interpreter that ends under a half-imported torch crashes
 
 
 def simulate(

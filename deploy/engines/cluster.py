@@ -36,11 +36,11 @@ def connected(address: str | None, workers: int | None) -> Iterator[int]:
     os.environ.update(_QUIET if address else _QUIET | _MORTAL)  # read when Ray is imported
     import ray
 
-    with _own_signals():
-        number = _start(workers or cores()) if address is None else _join(address, workers)
     try:
+        with _own_signals():
+            number = _start(workers or cores()) if address is None else _join(address, workers)
         yield number
-    finally:
+    finally:  # also when the start itself was interrupted
         ray.shutdown()
 
 
