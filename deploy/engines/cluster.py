@@ -36,6 +36,8 @@ def connected(address: str | None, workers: int | None) -> Iterator[int]:
     os.environ.update(_QUIET if address else _QUIET | _MORTAL)  # read when Ray is imported
     import ray
 
+    if address is not None:
+        _knock(address)
     try:
         with _own_signals():
             number = _start(workers or cores()) if address is None else _join(address, workers)
@@ -62,7 +64,6 @@ def _start(workers: int) -> int:
 def _join(address: str, workers: int | None) -> int:
     import ray
 
-    _knock(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
