@@ -21,7 +21,7 @@ from shared_models.config import Plan, TrainStage
 from shared_models.messages import BlockRequest
 
 # Clients that are worth training together: what fits a core's cache, or keeps a GPU busy.
-_MOST = {"low_rank": 25, "vectorised": 16}
+_MOST = {"low_rank": 50, "vectorised": 16}
 _MOST_ON_GPU = 256
 _MOST_ONE_BY_ONE = 32
 _TRIAL_CLIENTS = 8

@@ -31,7 +31,6 @@ from clients.training import (
     ClientData,
     Training,
     Unfit,
-    batch_indices,
     order_of,
     refused,
 )
@@ -55,13 +54,17 @@ class Dense:
 class Seen:
     """What the block's clients have seen of one layer: its inputs, and gradients by its outputs.
 
-    `inputs (clients, rows, in)`, `slopes (clients, rows, out)`, filled from the front; `bias
-    (clients, 1, out)` is each client's own.
+    `inputs (clients, rows, in)` and `slopes (out, clients, rows)` are filled from the front; slopes
+    lie as their large product at the end wants them. `bias (clients, 1, out)` is each client's own.
     """
 
     inputs: Tensor
     slopes: Tensor
     bias: Tensor
+
+    def slopes_of(self, rows: slice) -> Tensor:
+        """Returns the slopes of some rows, `(clients, rows, out)`, a view."""
+        return self.slopes[:, :, rows].permute(1, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Block:
-    """A block in training: the server's layers, and what each client has seen of them."""
+    """A block in training: the server's layers, and what each client has seen of them.
+
+    `first` is the first layer's shared product: what that layer will see is known.
+    """
 
     layers: Sequence[Dense]
     server: Arrays
     seen: Sequence[Seen]
+    first: Tensor
     rate: float
 
 
@@ -100,12 +107,9 @@ def low_rank(training: Training) -> BlockTrainer:
     @torch.no_grad()
     def train_bucket(server: Arrays, members: Sequence[Member]) -> Partial:
         schedule = _schedule(training, members)
-        seen = [_nothing_seen(layer, server, schedule) for layer in layers]
-        seen[0].inputs.copy_(schedule.x)
-        block = Block(layers, server, seen, rate)
-        losses = [
-            _step(block, schedule, start) for start in range(0, schedule.x.shape[1], schedule.batch)
-        ]
+        block = _begin(layers, server, schedule, rate)
+        starts = range(0, schedule.x.shape[1], schedule.batch)
+        losses = [_step(block, schedule, start) for start in starts]
         loss = torch.stack(losses).sum(0) / training.epochs
         update = _Update(block)
 
@@ -153,54 +157,59 @@ def _dense_layers(training: Training) -> tuple[Dense, ...]:
 def _schedule(training: Training, members: Sequence[Member]) -> Schedule:
     sizes = [len(member.data.y) for member in members]
     batch = min(training.batch_size, max(sizes))
-    rows = training.epochs * math.ceil(max(sizes) / batch) * batch
-    features = members[0].data.x[0].size
-    x = torch.zeros(len(members), rows, features, dtype=training.dtype)
-    y = torch.zeros(len(members), rows, dtype=torch.int64)
-    share = torch.zeros(len(members), rows, dtype=training.dtype)
+    epoch = math.ceil(max(sizes) / batch) * batch
+    shape = (len(members), training.epochs * epoch)
+    new = torch.empty if min(sizes) == epoch else torch.zeros  # zeros are padding
+    x = new(*shape, members[0].data.x[0].size, dtype=training.dtype)
+    y, share = new(shape, dtype=torch.int64), new(*shape, 1, dtype=training.dtype)
     for place, member in enumerate(members):
-        source = torch.from_numpy(member.data.x).reshape(len(member.data.y), features)
-        labels = torch.from_numpy(member.data.y)
+        examples, labels = torch.from_numpy(member.data.x).flatten(1).to(x.dtype), member.data.y
         order = order_of(training, member.key)
-        indices = batch_indices(len(labels), training.epochs, training.batch_size, order)
-        for number, index in enumerate(indices):
-            own = slice(number * batch, number * batch + len(index))
-            x[place, own], y[place, own] = source[index].to(x.dtype), labels[index]
-            share[place, own] = 1 / len(index)
+        for start in range(0, shape[1], epoch):
+            shuffled = torch.from_numpy(order.permutation(len(labels)))
+            own = slice(start, start + len(labels))
+            torch.index_select(examples, 0, shuffled, out=x[place, own])
+            y[place, own] = torch.from_numpy(labels)[shuffled]
+            share[place, own] = 1 / batch
+            if rest := len(labels) % batch:
+                share[place, own.stop - rest : own.stop] = 1 / rest
     device = training.device
-    return Schedule(x.to(device), y.to(device), share.to(device).unsqueeze(2), batch)
+    return Schedule(x.to(device), y.to(device), share.to(device), batch)
 
 
-def _nothing_seen(layer: Dense, server: Arrays, schedule: Schedule) -> Seen:
+def _begin(layers: Sequence[Dense], server: Arrays, schedule: Schedule, rate: float) -> Block:
     clients, rows, _ = schedule.x.shape
-    outs, ins = server[layer.weight].shape
-    new = schedule.x.new_empty
-    bias = server[layer.bias].expand(clients, 1, outs).clone()
-    return Seen(new(clients, rows, ins), new(clients, rows, outs), bias)
+    seen: list[Seen] = []
+    for layer in layers:
+        outs, ins = server[layer.weight].shape
+        inputs = schedule.x.new_empty(clients, rows, ins) if seen else schedule.x
+        bias = server[layer.bias].expand(clients, 1, outs).clone()
+        seen.append(Seen(inputs, inputs.new_empty(outs, clients, rows), bias))
+    return Block(layers, server, seen, _shared(schedule.x, server[layers[0].weight]), rate)
 
 
 def _step(block: Block, schedule: Schedule, start: int) -> Tensor:
     """Takes one step for every client; returns each one's loss, summed over its batch."""
-    layers, server, seen, rate = block.layers, block.server, block.seen, block.rate
-    rows = slice(start, start + schedule.batch)
-    signal = seen[0].inputs[:, rows]
-    signals = [signal]
-    for layer, own in zip(layers, seen, strict=True):
-        if own is not seen[0]:
-            own.inputs[:, rows] = signal
-        signal = _shared(signal, server[layer.weight]).add_(own.bias)
-        _correct(signal, signals[-1], own.inputs[:, :start], own.slopes[:, :start], rate)
-        signals.append(signal.relu_() if layer.relu else signal)
-    loss, slope = _cross_entropy(signal, schedule.y[:, rows], schedule.share[:, rows])
-    for number in reversed(range(len(layers))):
-        layer, own = layers[number], seen[number]
-        if layer.relu:
-            slope.mul_(signals[number + 1] > 0)
-        own.slopes[:, rows] = slope
-        own.bias.sub_(slope.sum(1, keepdim=True), alpha=rate)
+    past, rows = slice(0, start), slice(start, start + schedule.batch)
+    signals = [schedule.x[:, rows]]
+    for number, (layer, own) in enumerate(zip(block.layers, block.seen, strict=True)):
         if number:
-            below = _shared(slope, server[layer.weight].t())
-            _correct(below, slope, own.slopes[:, :start], own.inputs[:, :start], rate)
+            own.inputs[:, rows] = signals[-1]
+            signal = _shared(signals[-1], block.server[layer.weight]).add_(own.bias)
+        else:
+            signal = block.first[:, rows] + own.bias
+        _correct(signal, signals[-1], own.inputs[:, past], own.slopes_of(past), block.rate)
+        signals.append(signal.relu_() if layer.relu else signal)
+    loss, slope = _cross_entropy(signals[-1], schedule.y[:, rows], schedule.share[:, rows])
+    for number in reversed(range(len(block.layers))):
+        layer, own = block.layers[number], block.seen[number]
+        if layer.relu:
+            slope = torch.ops.aten.threshold_backward.default(slope, signals[number + 1], 0)
+        own.slopes_of(rows).copy_(slope)
+        own.bias.sub_(slope.sum(1, keepdim=True), alpha=block.rate)
+        if number:
+            below = _shared(slope, block.server[layer.weight].t())
+            _correct(below, slope, own.slopes_of(past), own.inputs[:, past], block.rate)
             slope = below
     return loss
 
@@ -234,7 +243,7 @@ class _Update:
         layers, server, seen, rate = block.layers, block.server, block.seen, block.rate
         norms = [
             torch.linalg.vector_norm(own.inputs, dim=(1, 2))
-            * torch.linalg.vector_norm(own.slopes, dim=(1, 2))
+            * torch.linalg.vector_norm(torch.linalg.vector_norm(own.slopes, dim=2), dim=0)
             * rate
             for own in seen
         ]
@@ -252,13 +261,12 @@ class _Update:
     def total(self, places: Sequence[int], weights: Sequence[float]) -> Arrays:
         """Returns the weighted sum of the deltas of some of the clients."""
         block = self._block
-        scale = block.seen[0].bias.new_tensor(weights).view(-1, 1, 1)
+        scale = block.first.new_tensor(weights).unsqueeze(1)
         chosen = slice(None) if len(places) == len(self.norm_bound) else list(places)
         delta: Arrays = {}
         for layer, own in zip(block.layers, block.seen, strict=True):
-            slopes = (own.slopes[chosen] * scale).flatten(0, 1)
-            inputs = own.inputs[chosen].flatten(0, 1)
-            delta[layer.weight] = times(slopes.t(), inputs.t()).mul_(-block.rate)
-            shift = own.bias[chosen] - block.server[layer.bias]
-            delta[layer.bias] = (shift * scale).sum((0, 1))
+            slopes = (own.slopes[:, chosen] * (scale * -block.rate)).flatten(1)
+            delta[layer.weight] = times(slopes, own.inputs[chosen].flatten(0, 1).t())
+            shift = own.bias[chosen].squeeze(1) - block.server[layer.bias]
+            delta[layer.bias] = (shift * scale).sum(0)
         return delta
