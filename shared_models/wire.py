@@ -28,14 +28,26 @@ _STATUSES: tuple[Status, ...] = ("ok", "refused", "failed")
 
 
 def encode_arrays(arrays: Mapping[str, torch.Tensor]) -> ArrayRecord:
-    """Returns named arrays as Flower's record: their raw bytes, row by row."""
-    return ArrayRecord({name: _encode(tensor) for name, tensor in arrays.items()})
+    """Returns named arrays as Flower's record, which reads their memory: do not write to it."""
+    record = ArrayRecord()  # given the arrays, it would make them anew, from bytes
+    for name, tensor in arrays.items():
+        record[name] = _encode(tensor)
+    return record
+
+
+class _Lent(Array):
+    """An array whose bytes are the tensor's own, until somebody pickles it."""
+
+    def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
+        return Array, (self.dtype, self.shape, self.stype, bytes(self.data))
 
 
 def _encode(tensor: torch.Tensor) -> Array:
-    values = tensor.cpu().numpy()
+    values = tensor.cpu().contiguous().numpy()
     # Not Flower's `numpy.save` format, which copies three times on each side.
-    return Array(str(values.dtype), tuple(values.shape), _RAW, values.tobytes())
+    array = _Lent(str(values.dtype), tuple(values.shape), _RAW, b"")
+    array.data = values.reshape(-1).view(np.uint8).data  # type: ignore[assignment]
+    return array
 
 
 def decode_arrays(record: ArrayRecord) -> Arrays:
@@ -138,9 +150,9 @@ def decode_request(content: RecordDict) -> BlockRequest:
 @_decoder
 def decode_partial(content: RecordDict) -> Partial:
     """Returns a partial; raises `UpdateError` when it is malformed."""
-    weights = content.config_records["weights"]
+    weights, records = content.config_records["weights"], content.array_records
     sums = {
-        name: Sum(decode_arrays(content.array_records[f"sum.{name}"]), _number(weight))
+        name: Sum(decode_arrays(records[f"sum.{name}"]), _number(weight))
         for name, weight in weights.items()
     }
     return Partial(sums, tuple(_rows(content.config_records["rows"])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from shared_models.errors import UpdateError
 from shared_models.messages import BlockRequest, Hello
 from shared_models.partial import Partial, Row, Sum
 from shared_models.wire import (
+    decode_arrays,
     decode_hello,
     decode_partial,
     decode_request,
@@ -100,3 +102,14 @@ def test_nothing_is_unpickled() -> None:
     array = Array("object", (1,), "numpy.ndarray", file.getvalue())
     with pytest.raises(UpdateError, match="not understood"):
         decode_partial(broken(lambda c: c.array_records["sum.delta"].update(w=array)))
+
+
+def test_arrays_are_lent_not_copied_until_they_are_pickled() -> None:
+    tensor = torch.zeros(3)
+    record = encode_arrays({"w": tensor, "n": torch.tensor(1), "none": torch.zeros(0, 2)})
+    pickled = pickle.loads(pickle.dumps(record))  # noqa: S301 - our own bytes
+    tensor[0] = 5.0
+    assert decode_arrays(record)["w"].tolist() == [5.0, 0.0, 0.0]
+    assert decode_arrays(pickled)["w"].tolist() == [0.0, 0.0, 0.0]
+    assert decode_arrays(pickled)["n"] == 1
+    assert decode_arrays(pickled)["none"].shape == (0, 2)

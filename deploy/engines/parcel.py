@@ -61,7 +61,7 @@ class _Packer(pickle.Pickler):
         return None
 
     def reducer_override(self, value: Any) -> Any:
-        if type(value) is Array:
+        if isinstance(value, Array):
             parts = (value.dtype, value.shape, value.stype, pickle.PickleBuffer(value.data))
             return _array, parts
         return NotImplemented
