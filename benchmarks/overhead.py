@@ -85,7 +85,7 @@ def open_grid(engine: str, workers: int, task: str) -> Iterator[LocalGrid]:
     from deploy.engines.ray import RayGrid
 
     with connected(None, workers) as number:
-        yield RayGrid("benchmarks.overhead:app", {"config": task}, number)
+        yield RayGrid("benchmarks.overhead:app", {"config": task}, number, here=True)
 
 
 def main() -> None:

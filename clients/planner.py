@@ -20,8 +20,8 @@ from clients.training import BlockTrainer, ClientData, Unfit
 from shared_models.config import Plan, TrainStage
 from shared_models.messages import BlockRequest
 
-# Clients that are worth training together: what fits a core's cache, or keeps a GPU busy.
-_MOST = {"low_rank": 50, "vectorised": 16}
+# Clients that are worth a block: as many as gain from each other, or as share a message's cost.
+_MOST = {"low_rank": 100, "vectorised": 16}
 _MOST_ON_GPU = 256
 _MOST_ONE_BY_ONE = 32
 _TRIAL_CLIENTS = 8
@@ -125,7 +125,7 @@ class _Trial:
 
 
 def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
-    count = {"low_rank": _MOST["low_rank"], "vectorised": _TRIAL_CLIENTS}.get(name, 2)
+    count = {"low_rank": 25, "vectorised": _TRIAL_CLIENTS}.get(name, 2)
     clients = host.client_ids[:count]
     request = BlockRequest(stage.name, 0, 0, 0, clients, host.task.build(0))
     if name == "low_rank":  # its cost grows faster than its examples: tried on whole clients

@@ -68,7 +68,7 @@ def _ray_grid(config: Config, run_config: RunConfig) -> Iterator[LocalGrid]:
     with _importing("server.app"), connected(config.ray_address, config.workers) as workers:
         from deploy.engines.ray import RayGrid
 
-        grid = RayGrid("clients.app:app", run_config, workers)
+        grid = RayGrid("clients.app:app", run_config, workers, here=config.ray_address is None)
         try:
             yield grid
         finally:

@@ -224,7 +224,7 @@ def test_slabs_grow_and_are_refused_when_all_are_wanted() -> None:
 
 
 def open_ray(config: Config, workers: int) -> RayGrid:
-    return RayGrid("clients.app:app", {"config": to_toml(config)}, workers)
+    return RayGrid("clients.app:app", {"config": to_toml(config)}, workers, here=True)
 
 
 def weights(config: Config, out: Path, grid: Any, observe: Observer = lambda _: None) -> str:
@@ -292,7 +292,7 @@ def test_a_worker_killed_in_the_middle_of_a_round_changes_no_byte(
 @pytest.mark.slow
 def test_only_the_client_that_hangs_is_left_out(cluster: int, tmp_path: Path) -> None:
     config = config_of("client_deadline_s=3.0", "stages.train.rounds=1")
-    grid = RayGrid("tests.slow_app:app", {"config": to_toml(config)}, cluster)
+    grid = RayGrid("tests.slow_app:app", {"config": to_toml(config)}, cluster, here=False)
     weights(config, tmp_path / "run", grid)
     record = json.loads(lines_of(tmp_path / "run")[0])
     assert record["clients_aggregated"] == 9
@@ -332,14 +332,19 @@ def test_weights_are_put_once_a_round_and_read_in_place(cluster: int) -> None:
     grid = open_ray(config, cluster)
     record = ArrayRecord({"w": Array("float32", (2,), "wildflower.raw", bytes(8))})
     messages = [Message(RecordDict({"params": record}), 1, "train.nonsense") for _ in range(5)]
-    refs = {job.shared for job in map_jobs(grid, messages)}
-    grid.close()
+    elsewhere = RayGrid("clients.app:app", {"config": to_toml(config)}, cluster, here=False)
+    refs = {job.shared for job in map_jobs(elsewhere, messages)}
+    elsewhere.close()
     assert len(refs) == 1
     ((ref,),) = refs
     parcel = ray.get(ref)
     tensor = decode_arrays(unpack(parcel.skeleton, parcel.buffers))["w"]
     assert not parcel.buffers[0].flags.owndata
     assert tensor.data_ptr() == parcel.buffers[0].ctypes.data
+    posted = [job.args[1] for job in map_jobs(grid, messages)]
+    grid.close()
+    assert len(posted) == 5
+    assert len({told.ticket for told in posted}) == 1
 
 
 def map_jobs(grid: RayGrid, messages: list[Message]) -> list[Job]:

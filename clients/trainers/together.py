@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 from clients.training import (
@@ -39,18 +39,20 @@ def together(
     objective: Objective,
     bucket_of: Callable[[ClientData], Hashable],
     train_bucket: BucketTrainer,
+    most: int | None = None,
 ) -> BlockTrainer:
     """Returns the trainer that runs `train_bucket` on a block's clients of one kind at a time.
 
-    `train_bucket` checks every client before it is summed. When it raises, its clients are trained
-    one at a time, so that only the culprit is lost.
+    At most `most` of them at a time, where a processor's cache holds no more. `train_bucket` checks
+    every client before it is summed. When it raises, its clients are trained one at a time, so that
+    only the culprit is lost.
     """
 
     def train_block(request: BlockRequest, data_of: DataOf) -> Partial:
         server = to_device(in_dtype(request.params, training.dtype), training.device)
         sums = empty_sums(objective, training, server)
         members, rows = _load(request, data_of)
-        for bucket in _buckets(members, bucket_of):
+        for bucket in _buckets(members, bucket_of, most):
             for partial in _train(server, bucket, train_bucket):
                 rows += partial.rows
                 for name, part in partial.sums.items():
@@ -79,12 +81,14 @@ def _load(request: BlockRequest, data_of: DataOf) -> tuple[list[Member], list[Ro
 
 
 def _buckets(
-    members: Iterable[Member], bucket_of: Callable[[ClientData], Hashable]
-) -> list[list[Member]]:
+    members: Iterable[Member], bucket_of: Callable[[ClientData], Hashable], most: int | None
+) -> Iterator[list[Member]]:
     buckets: dict[Hashable, list[Member]] = {}
     for member in members:
         buckets.setdefault(bucket_of(member.data), []).append(member)
-    return list(buckets.values())
+    for bucket in buckets.values():
+        size = most or len(bucket)
+        yield from (bucket[start : start + size] for start in range(0, len(bucket), size))
 
 
 def _train(

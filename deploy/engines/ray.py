@@ -1,17 +1,20 @@
 """The Ray engine: a crew of actors answers the messages, on this machine or on a Ray cluster.
 
-The weights of a round go to the object store once, and from there once to each worker. What comes
-back are raw buffers, through shared memory where driver and worker are on one machine, else through
+The weights of a round are shared once, and each worker reads them once. They go down, and raw
+buffers come back, through shared memory where driver and worker are on one machine, else through
 Ray. Workers see neither the server nor each other, so their number changes no byte of a result.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
+import os
 import pickle
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -28,7 +31,7 @@ from deploy.engines.grid import (
     make_context,
 )
 from deploy.engines.parcel import Buffer, Parcel, pack, unpack
-from deploy.engines.slabs import Reader, Ticket, Writer
+from deploy.engines.slabs import Notice, Reader, Ticket, Writer, read_notice
 from shared_models.errors import EngineError
 from shared_models.wire import HELLO, decode_hello
 
@@ -45,6 +48,7 @@ class ClientWorker:
         self._app = getattr(importlib.import_module(module), attribute)
         self._context = make_context(run_config)
         self._writer = Writer(beacon)
+        self._board = _Board()
         self._who = self._greet()
 
     def _greet(self) -> str:
@@ -54,9 +58,9 @@ class ClientWorker:
             raise EngineError(answer.error.reason)
         return hashlib.sha256(repr(decode_hello(answer.content)).encode()).hexdigest()
 
-    def work(self, skeleton: bytes, *shared: Parcel) -> bytes | Parcel:
+    def work(self, skeleton: bytes, *shared: Parcel | Posted) -> bytes | Parcel:
         """Answers one message; `shared` are its array records."""
-        records = [unpack(parcel.skeleton, parcel.buffers) for parcel in shared]
+        records = [self._board.read(told) for told in shared]
         message, run_config = unpack(skeleton, (), records.__getitem__)
         if run_config != self._context.run_config:
             self._context = make_context(run_config)
@@ -72,8 +76,9 @@ class RayGrid(LocalGrid):
     engine = "ray"
     cuts_off = True
 
-    def __init__(self, app: str, run_config: RunConfig, workers: int) -> None:
+    def __init__(self, app: str, run_config: RunConfig, workers: int, *, here: bool) -> None:
         super().__init__(run_config)
+        self._posts = here and hasattr(os, "memfd_create")
         self._reader = Reader()
         args = (app, run_config, self._reader.beacon)
         self._crew = Crew(MakeWorker(ClientWorker, args), workers, self._receive)
@@ -94,25 +99,28 @@ class RayGrid(LocalGrid):
 
     def _answer(self, messages: Iterator[Message]) -> Iterator[Message]:
         asked: deque[Message] = deque()
+        with contextlib.closing(_Shelf(posts=self._posts)) as shelf:
 
-        def jobs() -> Iterator[Job]:
-            shelf = _Shelf()
-            for message in messages:
-                asked.append(message)
-                yield self._job(message, shelf)
+            def jobs() -> Iterator[Job]:
+                for message in messages:
+                    asked.append(message)
+                    yield self._job(message, shelf)
 
-        for outcome in self._crew.map(jobs()):
-            yield self._reply(asked.popleft(), outcome)
+            for outcome in self._crew.map(jobs()):
+                yield self._reply(asked.popleft(), outcome)
 
     def _job(self, message: Message, shelf: _Shelf) -> Job:
-        refs: list[Any] = []
+        found: list[Any] = []
 
         def place_of(record: ArrayRecord) -> int:
-            refs.append(shelf.ref_of(record))
-            return len(refs) - 1
+            found.append(shelf.find(record))
+            return len(found) - 1
 
         parcel = pack((message, self.context.run_config), place_of)
-        return Job((parcel.skeleton,), message.metadata.ttl, tuple(refs))
+        ttl = message.metadata.ttl
+        if self._posts:
+            return Job((parcel.skeleton, *found), ttl)
+        return Job((parcel.skeleton,), ttl, tuple(found))
 
     def _reply(self, message: Message, outcome: tuple[str, Message] | Lost) -> Message:
         if isinstance(outcome, Lost):
@@ -142,15 +150,56 @@ class RayGrid(LocalGrid):
             raise Gone from None
 
 
-class _Shelf:
-    """The array records of one sending: each goes to the object store once, however often sent."""
+@dataclass(frozen=True)
+class Posted:
+    """An array record that hangs in shared memory."""
+
+    skeleton: bytes
+    ticket: Ticket
+
+
+class _Board:
+    """A worker's view of what is posted: most jobs of a round have the same."""
 
     def __init__(self) -> None:
-        self._refs: dict[int, tuple[ArrayRecord, Any]] = {}
+        self._last: tuple[Posted, ArrayRecord] | None = None
 
-    def ref_of(self, record: ArrayRecord) -> Any:
-        if id(record) not in self._refs:
-            if len(self._refs) == _KEPT:
-                del self._refs[next(iter(self._refs))]
-            self._refs[id(record)] = (record, ray.put(pack(record)))
-        return self._refs[id(record)][1]
+    def read(self, told: Parcel | Posted) -> ArrayRecord:
+        if isinstance(told, Parcel):
+            record: ArrayRecord = unpack(told.skeleton, told.buffers)
+            return record
+        if self._last is None or self._last[0] != told:
+            self._last = (told, unpack(told.skeleton, read_notice(told.ticket)))
+        return self._last[1]
+
+
+class _Shelf:
+    """The array records of one sending: each is shared once, however often it is sent.
+
+    Posted in shared memory where all workers are on this machine, else put into Ray's object store,
+    which takes 3 ms to hand them over.
+    """
+
+    def __init__(self, *, posts: bool) -> None:
+        self._posts = posts
+        self._notices: list[Notice] = []
+        self._found: dict[int, tuple[ArrayRecord, Any]] = {}
+
+    def find(self, record: ArrayRecord) -> Any:
+        """Returns where workers find a record: what is posted, or a reference of Ray's."""
+        if id(record) not in self._found:
+            if len(self._found) == _KEPT:
+                del self._found[next(iter(self._found))]
+            self._found[id(record)] = (record, self._share(pack(record)))
+        return self._found[id(record)][1]
+
+    def close(self) -> None:
+        """Takes down what was posted; by now everybody who wanted it has it."""
+        for notice in self._notices:
+            notice.close()
+
+    def _share(self, parcel: Parcel) -> Any:
+        if not self._posts:
+            return ray.put(parcel)
+        self._notices.append(Notice(parcel.buffers))
+        return Posted(parcel.skeleton, self._notices[-1].ticket)

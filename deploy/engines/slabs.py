@@ -6,7 +6,8 @@ the writer's `/proc` entry: when the writer dies, by whatever means, nothing is 
 that cannot be (no Linux, a reader on another machine) nothing is delivered: Ray has to carry it.
 
 A slab begins with a byte that says whether its content is wanted: set by the writer, cleared by the
-reader when the last view of the content is gone. Each slab has one writer and one reader.
+reader when the last view of the content is gone. Each slab has one writer and one reader. A notice
+is what one writer has to tell many readers: they map it while it hangs, and keep what they mapped.
 """
 
 from __future__ import annotations
@@ -67,6 +68,24 @@ class Writer:
         return self._slabs[-1]
 
 
+class Notice:
+    """Buffers for whoever has the ticket, until it is closed."""
+
+    def __init__(self, buffers: Sequence[Buffer]) -> None:
+        self._slab = _Slab(sum(_padded(buffer.nbytes) for buffer in buffers))
+        self.ticket = self._slab.fill(buffers)
+
+    def close(self) -> None:
+        """Takes it down; what is mapped stays with those who mapped it."""
+        self._slab.close()
+
+
+def read_notice(ticket: Ticket) -> list[Buffer]:
+    """Returns the buffers of a notice; raises OSError or ValueError when it was taken down."""
+    content = _content(_map(ticket))
+    return [content[start:end] for start, end in _places(ticket.sizes)]
+
+
 class Reader:
     """Opens deliveries. A writer's slab is mapped once and read in place."""
 
@@ -86,8 +105,7 @@ class Reader:
         if memory is None:
             self._forget_the_dead()
             memory = self._maps[slab] = _map(ticket)
-        content = np.frombuffer(memory, np.uint8)
-        content.flags.writeable = False
+        content = _content(memory)
         weakref.finalize(content, _release, memory).atexit = False
         return [content[start:end] for start, end in _places(ticket.sizes)]
 
@@ -134,6 +152,12 @@ def _map(ticket: Ticket) -> mmap.mmap:
     if memory[_NAME] != ticket.name:
         raise ValueError("another file has its number now")
     return memory
+
+
+def _content(memory: mmap.mmap) -> Buffer:
+    content = np.frombuffer(memory, np.uint8)
+    content.flags.writeable = False
+    return content
 
 
 def _can_map(ticket: Ticket) -> bool:
