@@ -6,7 +6,6 @@ Nothing that a trial computes is kept: randomness is keyed, so a trial cannot ch
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from clients.kernels.compiled import find_compiler
 from clients.trainers import TRAINERS
 from clients.training import BlockTrainer, ClientData, Unfit
 from shared_models.config import Plan, TrainStage
+from shared_models.machine import cores
 from shared_models.messages import BlockRequest
 
 # Clients that are worth a block: as many as gain from each other, or as share a message's cost.
@@ -66,8 +66,7 @@ def settle(host: Host) -> Measured:
 def block_size(plan: Plan, cohort: int) -> int:
     """Returns a size that gives every core of this machine as many blocks as any other."""
     most = _MOST_ON_GPU if plan.device != "cpu" else _MOST.get(plan.trainer, _MOST_ONE_BY_ONE)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = (cores or 1) if plan.device == "cpu" else 1
+    workers = cores() if plan.device == "cpu" else 1
     return math.ceil(cohort / (workers * math.ceil(cohort / (workers * most))))
 
 

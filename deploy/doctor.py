@@ -16,8 +16,9 @@ from typing import Literal
 
 import psutil
 
-from deploy.engines.cluster import STORE_BYTES, cores, shared_memory_bytes
+from deploy.engines.cluster import STORE_BYTES, shared_memory_bytes
 from shared_models.datasets.fetch import cache_folder
+from shared_models.machine import cores
 
 _NEEDED = {
     "train": ("torch", "flwr"),

@@ -26,7 +26,7 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 
 from deploy.cli import run
-from deploy.engines.cluster import connected, cores
+from deploy.engines.cluster import connected
 from deploy.engines.crew import Crew, Gone, Job, Lost, MakeWorker
 from deploy.engines.grid import become_a_task
 from deploy.engines.inline import InlineGrid
@@ -40,6 +40,7 @@ from server.patience import one_by_one_when_lost
 from shared_models.config import Config, to_toml
 from shared_models.errors import EngineError
 from shared_models.files import sha256_of
+from shared_models.machine import cores
 from shared_models.messages import BlockFailure, BlockRequest, Reply
 from shared_models.partial import Partial, Row, Sum
 from shared_models.wire import decode_arrays

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.apps.app import FlowerApp
-from deploy.engines.cluster import cores
 from shared_models.errors import InputError, Interrupted, WildflowerError
+from shared_models.machine import cores
 
 _ROOT = Path(__file__).parents[2]
 # `-P` and no PYTHONPATH: the app's modules come from its folder or from the environment.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared_models.errors import InputError, one_line
+from shared_models.machine import cores
 
 # Ray would reach out for statistics, repeat in its own words what a crew handles, and advise.
 _QUIET = {
@@ -23,6 +24,7 @@ _QUIET = {
 # When we are killed, two of Ray's processes would look for their server for a minute.
 _MORTAL = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 STORE_BYTES = 512 * 2**20
+_LEAST_STORE_BYTES = 80 * 2**20  # Ray refuses less, and takes the disk where shared memory has not
 _CONNECT_S = 5.0
 
 
@@ -53,7 +55,7 @@ def _start(workers: int) -> int:
         address="local",
         num_cpus=workers,
         num_gpus=0,
-        object_store_memory=min(STORE_BYTES, shared_memory_bytes() // 2),
+        object_store_memory=max(_LEAST_STORE_BYTES, min(STORE_BYTES, shared_memory_bytes() // 2)),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -98,19 +100,3 @@ def shared_memory_bytes() -> int:
     """Returns the bytes that are free where Ray's object store lies."""
     place = Path("/dev/shm")  # noqa: S108 - Ray's choice, not ours
     return shutil.disk_usage(place if place.is_dir() else tempfile.gettempdir()).free
-
-
-def cores() -> int:
-    """Returns the physical cores that this process may use: a second thread of one adds nothing."""
-    if not hasattr(os, "sched_getaffinity"):
-        return os.cpu_count() or 1
-    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
-
-
-def _siblings(cpu: int) -> str:
-    """Returns the name of a logical CPU's core: those that share it have one name."""
-    file = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-    try:
-        return file.read_text()
-    except OSError:
-        return str(cpu)
