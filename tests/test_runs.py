@@ -209,6 +209,9 @@ pathlib.Path.replace = replace
 """
 TWO_STAGES = """
 task = "digits-cnn"
+[plan]
+trainer = "loop"
+block_size = 10
 [data]
 clients = 12
 [[stages]]
