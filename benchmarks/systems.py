@@ -170,7 +170,6 @@ def prepare(asked: Asked, folder: Path) -> None:
         bounds=(0, *np.cumsum(split.sizes()).tolist()),
         cohorts=cohorts_of(workload, asked.rounds),
     )
-    order = np.concatenate([split.indices(client_id) for client_id in split.client_ids.tolist()])
     x = task.input.prepare(np.asarray(dataset.train.x[order]))
     write_job(folder, job, (x, dataset.train.y[order]), task.build(SEED))
 

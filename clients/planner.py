@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +17,10 @@ from clients.kernels.compiled import find_compiler
 from clients.trainers import TRAINERS
 from clients.training import BlockTrainer, ClientData, Unfit
 from shared_models.config import Plan, TrainStage
+from shared_models.errors import InputError
 from shared_models.machine import cores
 from shared_models.messages import BlockRequest
+from shared_models.randomness import generator
 
 # Clients that are worth a block: as many as gain from each other, or as share a message's cost.
 _MOST = {"low_rank": 100, "vectorised": 16}
@@ -33,7 +35,7 @@ _HOPELESS = 10.0
 
 
 @dataclass(frozen=True)
-class Measured:
+class Settled:
     """A settled plan, and the seconds per client that each candidate took."""
 
     plan: Plan
@@ -49,7 +51,7 @@ class Measured:
         )
 
 
-def settle(host: Host) -> Measured:
+def settle(host: Host) -> Settled:
     """Returns the plan of the host's config with what is open filled in, by measuring."""
     config = host.config
     stage = max(config.learning_stages, key=lambda s: s.rounds * s.clients_per_round)
@@ -58,9 +60,9 @@ def settle(host: Host) -> Measured:
         seconds = measure(host, stage)
         fastest = min(seconds, key=seconds.__getitem__)
         name, compiled = fastest.removesuffix("+"), fastest.endswith("+")
-        plan = plan.model_copy(update={"trainer": name, "compile": plan.compile or compiled})
+        plan = plan.model_copy(update={"trainer": name, "compile": compiled})
     cohort = min(max(s.clients_per_round for s in config.learning_stages), len(host.client_ids))
-    return Measured(plan.settled(block_size=block_size(plan, cohort)), seconds)
+    return Settled(plan.settled(block_size=block_size(plan, cohort)), seconds)
 
 
 def block_size(plan: Plan, cohort: int) -> int:
@@ -74,6 +76,8 @@ def measure(host: Host, stage: TrainStage) -> dict[str, float]:
     """Returns seconds per client of each trainer that fits; a compiled one's name ends in `+`."""
     torch.set_num_threads(1)  # as in the workers
     times: dict[str, float] = {}
+    if host.config.plan.compile:
+        return _measure_compiled(host, stage, ("fused", "vectorised"))
     for name, trainer in _candidates(host, stage):
         enough = _HOPELESS * min(times.values(), default=math.inf)
         seconds = _seconds(trainer, _trial(host, stage, name), enough)
@@ -84,17 +88,25 @@ def measure(host: Host, stage: TrainStage) -> dict[str, float]:
     compiling = ["fused"]  # a second, once
     if clients * min(times.values()) > 10 * _COMPILE_S:
         compiling.append("vectorised")
-    for name in compiling:
-        compiled = _made(host, stage, name, compiled=True) if name in times else None
-        if compiled is not None:
-            seconds = _seconds(compiled, _trial(host, stage, name))
-            times |= {f"{name}+": seconds} if seconds is not None else {}
+    known = [name for name in compiling if name in times]
+    return times | (_measure_compiled(host, stage, known) if known else {})
+
+
+def _measure_compiled(host: Host, stage: TrainStage, names: Iterable[str]) -> dict[str, float]:
+    """Returns seconds per client of the compiled forms that fit; `InputError` if asked in vain."""
+    times: dict[str, float] = {}
+    for name in names:
+        trainer = _made(host, stage, name, compiled=True)
+        seconds = trainer and _seconds(trainer, _trial(host, stage, name))
+        times |= {f"{name}+": seconds} if seconds else {}
+    if host.config.plan.compile and not times:
+        raise InputError("plan.compile: nothing can be compiled for this task on this machine")
     return times
 
 
 def _candidates(host: Host, stage: TrainStage) -> Iterator[tuple[str, BlockTrainer]]:
     """Yields the trainers that can train every stage, but for the loop, which is never faster."""
-    rows = stage.local_epochs * max(host.examples(host.client_ids[:_TRIAL_CLIENTS]))
+    rows = stage.local_epochs * int(host.partition.sizes().max())
     for name in TRAINERS:
         trainer = _made(host, stage, name, compiled=False)
         if trainer is not None and (name != "low_rank" or rows <= _MOST_LOW_RANK_ROWS):
@@ -125,7 +137,8 @@ class _Trial:
 
 def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
     count = {"low_rank": 25, "vectorised": _TRIAL_CLIENTS}.get(name, 2)
-    clients = host.client_ids[:count]
+    count = min(count, len(host.client_ids), host.config.plan.block_size or count)
+    clients = sample_clients(host, count)
     request = BlockRequest(stage.name, 0, 0, 0, clients, host.task.build(0))
     if name == "low_rank":  # its cost grows faster than its examples: tried on whole clients
         return _Trial(request, host.data_of, 1.0)
@@ -137,6 +150,13 @@ def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
 
     sizes = host.examples(clients)
     return _Trial(request, data_of, sum(min(n, most) for n in sizes) / sum(sizes))
+
+
+def sample_clients(host: Host, count: int) -> tuple[int, ...]:
+    """Returns some clients, drawn: the first ones may be larger or smaller than the others."""
+    rng = generator(host.config.seed, "plan")
+    chosen = rng.choice(len(host.client_ids), size=count, replace=False)
+    return tuple(host.client_ids[place] for place in sorted(chosen.tolist()))
 
 
 def _seconds(trainer: BlockTrainer, trial: _Trial, enough: float = math.inf) -> float | None:

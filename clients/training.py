@@ -90,7 +90,7 @@ def order_of(training: Training, key: Key) -> np.random.Generator:
     return generator(training.seed, *key, "order")
 
 
-def noise_of(training: Training, objective: Objective, key: Key) -> Callable[[Batch], Noise]:
+def noise_source(training: Training, objective: Objective, key: Key) -> Callable[[Batch], Noise]:
     """Returns what draws one client's noise, batch after batch."""
     if objective.draw is no_noise:
         return lambda _: {}  # a generator costs as much as a small step

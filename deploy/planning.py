@@ -35,7 +35,9 @@ def _plan_in(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"--plan {path}: there is no such file") from None
     except (OSError, ValueError, KeyError, TypeError):
-        raise InputError(f"--plan {path}: not the manifest.json of a run") from None
+        plan = {}
+    if not isinstance(plan, dict) or not plan:
+        raise InputError(f"--plan {path}: not the manifest.json of a run")
     return plan
 
 

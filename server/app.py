@@ -42,6 +42,8 @@ def make_app(observe: Observer = print_event) -> ServerApp:
         torch.set_num_threads(1)  # as in the workers: one engine may not sum in another order
         settings = context.run_config
         config = parse_config(str(settings.get("config") or BUILTIN), "run config")
+        # Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
+        config = config.model_copy(update={"plan": config.plan.settled()})
         given = settings.get("out")
         out = Path(str(given)) if given else new_run_folder(Path("runs"), config.name)
         folder = open_run(config, out, resume=bool(settings.get("resume")))
@@ -73,7 +75,7 @@ def make_transport(grid: Grid, client_deadline_s: float | None = None) -> Transp
     train: Send = functools.partial(send, TRAIN_BLOCK)
     evaluate: Send = functools.partial(send, EVALUATE_BLOCK)
     if patience is not None:
-        train = one_by_one_when_lost(train)
+        train, evaluate = one_by_one_when_lost(train), one_by_one_when_lost(evaluate)
     engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
     return Transport(hello, train, evaluate, engine)
 

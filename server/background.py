@@ -38,6 +38,8 @@ class OneBehind:
         self._pool.shutdown(wait=True)
         if error is None:
             self._wait()
+        elif self._last is not None and (missed := self._last.exception()) is not None:
+            error.add_note(f"and before that: {missed}")
 
     def run(self, work: Callable[[], None]) -> None:
         """Starts a piece of work when the one before it is done; raises what that one raised."""

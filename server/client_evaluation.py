@@ -95,11 +95,11 @@ def summarize_rows(rows: Sequence[Row]) -> dict[str, float]:
     >>> summarize_rows(rows)["accuracy_p10"]
     0.1
     """
-    examples = np.array([row.examples for row in rows], float)
     told = {"clients": float(len(rows))}
-    for name in sorted(rows[0].metrics):
-        values = np.array([row.metrics[name] for row in rows])
-        told[name] = float(np.average(values, weights=examples))
+    for name in sorted({name for row in rows for name in row.metrics}):
+        own = [row for row in rows if name in row.metrics]
+        values = np.array([row.metrics[name] for row in own])
+        told[name] = float(np.average(values, weights=[row.examples for row in own]))
         for percent, value in zip(_PERCENTILES, np.percentile(values, _PERCENTILES), strict=True):
             told[f"{name}_p{percent}"] = round(float(value), 6)
     return told

@@ -9,22 +9,26 @@ from pathlib import Path
 
 import psutil
 
-# Looking at a gigabyte takes the kernel some milliseconds; a short round has none to give.
-_PAUSE_S = 1.0
+# Looking at a gigabyte takes the kernel a tenth of a second, in which workers that want a new page
+# stand still. What a run takes shows in its first rounds.
+_FIRST_PAUSE_S = 1.0
+_LONGEST_PAUSE_S = 60.0
 
 
 class MemoryPeak:
-    """The largest size that was seen; looking more often than once a second changes nothing."""
+    """The largest size that was seen; it is looked for often at first, then once a minute."""
 
     def __init__(self) -> None:
         self.mb = 0.0
         self._next = 0.0
+        self._pause_s = _FIRST_PAUSE_S
 
     def look(self) -> None:
-        """Looks, unless it did a moment ago."""
+        """Looks, unless it did a while ago."""
         if time.monotonic() >= self._next:
             self.mb = max(self.mb, tree_mb())
-            self._next = time.monotonic() + _PAUSE_S
+            self._next = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
 
 def tree_mb() -> float:

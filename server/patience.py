@@ -19,14 +19,14 @@ def one_by_one_when_lost(send: Send) -> Send:
         for request, reply in zip(asked, send(asked), strict=True):
             if isinstance(reply, BlockFailure) and len(request.client_ids) > 1:
                 alone = [replace(request, client_ids=(k,)) for k in request.client_ids]
-                yield together(alone, list(send(alone)))
+                yield merged(alone, list(send(alone)))
             else:
                 yield reply
 
     return patient
 
 
-def together(requests: Sequence[BlockRequest], replies: Sequence[Reply]) -> Reply:
+def merged(requests: Sequence[BlockRequest], replies: Sequence[Reply]) -> Reply:
     """Returns one reply for clients that were trained apart; those that were lost have a row."""
     partials = [reply for reply in replies if isinstance(reply, Partial)]
     if not partials:

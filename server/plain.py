@@ -35,7 +35,7 @@ def describe_round(record: RoundRecord) -> str:
         parts.append(f"train loss {record.train_loss:.4f}")
     parts += [f"{name} {value:.4f}" for name, value in (record.eval or {}).items()]
     if record.clients_eval:
-        parts.append(_describe_clients(record.clients_eval))
+        parts.append(describe_clients(record.clients_eval))
     parts.append(f"{record.seconds.total:.1f} s")
     failures = [f"client {f.client_id} {f.status}: {f.reason}" for f in record.failures[:3]]
     more = len(record.failures) - len(failures)
@@ -43,7 +43,7 @@ def describe_round(record: RoundRecord) -> str:
     return f"{record.stage} {record.round}: " + ", ".join(parts)
 
 
-def _describe_clients(told: Mapping[str, float]) -> str:
+def describe_clients(told: Mapping[str, float]) -> str:
     """Returns e.g. `on 50 clients accuracy 0.90 (p10 0.75)`."""
     shown = [
         f"{name.removesuffix('_p10')} {told[name.removesuffix('_p10')]:.4f} (p10 {told[name]:.4f})"

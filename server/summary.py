@@ -39,6 +39,7 @@ def summarize_stage(name: str, records: Sequence[RoundRecord]) -> dict[str, Any]
         "kind": "train",
         "rounds": last.round,
         "eval": last.eval,
+        "clients_eval": last.clients_eval,
         "train_loss": last.train_loss,
         "clients_failed": sum(record.clients_failed for record in records),
         "clients_per_second": sum(record.clients_aggregated for record in timed) / seconds,

@@ -234,7 +234,8 @@ class Config(_Table):
     ray_address: Annotated[str, Field(min_length=1)] | None = None
     """For `ray`: HOST:PORT of a cluster; absent: Ray is started on this machine."""
     client_deadline_s: Positive | None = None
-    """For `ray`: a client that trains longer is cut off; absent: none is."""
+    """For `ray`: a client that takes longer is cut off; absent: none is. A worker's first block has
+    its warm-up in it, with compiled kernels up to twenty seconds."""
     keep_checkpoints: Count = 2
     data: Data
     evaluate: Evaluate = Evaluate()

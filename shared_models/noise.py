@@ -59,7 +59,7 @@ def noise_of(model: nn.Module) -> Callable[[np.random.Generator, Batch], Noise]:
     def draw(generator: np.random.Generator, batch: Batch) -> Noise:
         dtype = batch.x.dtype if batch.x.is_floating_point() else torch.float32
         return {
-            f"{name}.mask": part.draw(generator, len(batch.y)).to(dtype)
+            f"{name}.mask": part.draw(generator, len(batch.y)).to(batch.x.device, dtype)
             for name, part in noisy.items()
         }
 

@@ -25,6 +25,17 @@ def test_the_last_error_comes_out_at_the_end() -> None:
         behind.run(fail)
 
 
+def test_an_error_of_the_last_work_is_told_with_the_one_that_ended_it_all() -> None:
+    def interrupted() -> None:
+        with OneBehind() as behind:
+            behind.run(fail)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted()
+    assert caught.value.__notes__ == ["and before that: the disk is full"]
+
+
 def test_nobody_gets_more_than_one_ahead() -> None:
     may_end, reached = threading.Event(), threading.Event()
 

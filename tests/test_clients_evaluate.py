@@ -18,7 +18,7 @@ from server.client_evaluation import measure_on_clients
 from server.coordinator import RoundResult, StageRun, begin_stage, run_round
 from shared_models.errors import RoundError
 from shared_models.messages import BlockFailure, BlockRequest, Reply, Send
-from shared_models.partial import Row
+from shared_models.partial import Partial, Row
 from tests.in_memory import opened, send_to
 
 ALL = ("evaluate.clients_fraction=1.0", "plan.dtype=float64")
@@ -90,6 +90,22 @@ def test_lies_about_others_are_refused_and_nobody_left_is_an_error() -> None:
     assert [row.status for row in measured.rows[:5]] == ["refused"] * 4 + ["ok"]
     with pytest.raises(RoundError, match="none of 12 clients could evaluate; client 0: gone"):
         measure_on_clients(stage, result, lambda rs: iter([BlockFailure("gone") for _ in rs]))
+
+
+def test_a_metric_that_one_client_keeps_to_itself_costs_nothing() -> None:
+    _, host, stage = opened(*ALL)
+
+    def silent(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
+        for request in requests:
+            first, *others = host.evaluator()(request, host.data_of).rows
+            told = {"loss": first.metrics["loss"]}
+            yield Partial({}, (replace(first, metrics=told), *others))
+
+    measured = measure_on_clients(stage, trained(host, stage), silent)
+    told = measured.result.record.clients_eval
+    assert told is not None
+    assert told["clients"] == 12
+    assert 0 <= told["accuracy"] <= 1
 
 
 def test_a_run_leaves_a_file_per_measured_round(digits_toml: Path, tmp_path: Path) -> None:

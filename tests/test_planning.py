@@ -31,6 +31,19 @@ def test_what_does_not_fit_is_not_tried() -> None:
     assert set(settle(host).seconds) == {"reused", "vectorised"}
 
 
+def test_compiled_kernels_are_only_used_where_they_were_measured() -> None:
+    _, host, _ = opened("plan.trainer=auto", "plan.dtype=float64")
+    assert not settle(host).plan.compile
+
+
+@pytest.mark.slow
+def test_who_asks_for_compiled_kernels_gets_them() -> None:
+    _, asked, _ = opened("plan.trainer=auto", "plan.compile=true", "stages.train.rounds=1")
+    measured = settle(asked)
+    assert measured.plan.compile
+    assert all(name.endswith("+") for name in measured.seconds)
+
+
 def test_a_forced_trainer_is_not_measured() -> None:
     _, host, _ = opened("plan.trainer=fused")
     assert settle(host).seconds == {}
@@ -68,9 +81,11 @@ def test_a_plan_from_elsewhere_is_checked(
     fleet = tmp_path / "fleet.json"
     fleet.write_text(json.dumps({"plan": {"trainer": "loop", "block_map": "node"}}))
     (tmp_path / "odd.json").write_text("[]")
+    (tmp_path / "list.json").write_text('{"plan": []}')
     for given, told in (
         ("nothing.json", "there is no such file"),
         (str(tmp_path / "odd.json"), "not the manifest.json of a run"),
+        (str(tmp_path / "list.json"), "not the manifest.json of a run"),
         (str(fleet), "follow a fleet's nodes"),
         ("fast", "must be 'auto', 'loop'"),
         ("low_rank", "cannot train 'digits-cnn': layer encoder.conv (Conv2d) is not dense"),

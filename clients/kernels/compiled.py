@@ -43,11 +43,16 @@ def library() -> ctypes.CDLL:
         raise Unfit("there is no C compiler (cc, gcc or clang)")
     if not _SOURCE.exists():
         raise Unfit("the kernels' source did not come with this installation")
-    key = hashlib.sha256(_SOURCE.read_bytes() + _processor()).hexdigest()[:16]
-    path = platformdirs.user_cache_path("wildflower") / "kernels" / f"lstm-{key}.so"
-    if not path.exists():
-        _build(compiler, path)
-    return ctypes.CDLL(str(path))
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+        made_of = (_SOURCE.read_bytes(), repr(_FLAGS).encode(), version, _processor())
+        key = hashlib.sha256(b"".join(made_of)).hexdigest()[:16]
+        path = platformdirs.user_cache_path("wildflower") / "kernels" / f"lstm-{key}.so"
+        if not path.exists():
+            _build(compiler, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # no room in the cache, or nothing there may be executed
+        raise Unfit(f"the kernels cannot be built or loaded: {one_line(str(error))}") from None
 
 
 def _build(compiler: str, path: Path) -> None:
@@ -60,6 +65,7 @@ def _build(compiler: str, path: Path) -> None:
         if done.returncode == 0:
             temporary.replace(path)
             return
+    temporary.unlink(missing_ok=True)
     raise Unfit(f"{compiler} cannot compile the kernels: {one_line(done.stderr)}")
 
 

@@ -10,7 +10,7 @@ from clients.training import (
     Training,
     as_batch,
     batch_indices,
-    noise_of,
+    noise_source,
     order_of,
 )
 from shared_models.arrays import Arrays
@@ -32,7 +32,7 @@ def train_client(
     training: Training, objective: Objective, server: Arrays, key: Key, data: ClientData
 ) -> tuple[Sums, dict[str, float]]:
     """Runs one client's local epochs; returns its sums and each metric's mean over examples."""
-    draw = noise_of(training, objective, key)
+    draw = noise_source(training, objective, key)
     everything = as_batch(data, training)
     local = objective.begin(server, {}, everything)
     totals: dict[str, float] = {}

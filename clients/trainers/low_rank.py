@@ -44,7 +44,7 @@ _CACHED = 25  # clients whose examples stay in a core's share of the cache
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseLayer:
     """A dense layer of the server's: the names of its arrays, and whether ReLU follows."""
 
     weight: str
@@ -90,7 +90,7 @@ class Block:
     `first` is the first layer's shared product: what that layer will see is known.
     """
 
-    layers: Sequence[Dense]
+    layers: Sequence[DenseLayer]
     server: Arrays
     seen: Sequence[Seen]
     first: Tensor
@@ -140,16 +140,16 @@ def low_rank(training: Training) -> BlockTrainer:
     return together(training, objective, bucket_of, train_bucket, most)
 
 
-def _dense_layers(training: Training) -> tuple[Dense, ...]:
+def _dense_layers(training: Training) -> tuple[DenseLayer, ...]:
     links = list(chain_of(training.task.make_model().train()))
     if links and isinstance(links[0].module, nn.Flatten):
         links = links[1:]
-    layers: list[Dense] = []
+    layers: list[DenseLayer] = []
     for link in links:
         if isinstance(link.module, nn.Linear) and link.module.bias is not None:
-            layers.append(Dense(f"{link.name}.weight", f"{link.name}.bias", relu=False))
+            layers.append(DenseLayer(f"{link.name}.weight", f"{link.name}.bias", relu=False))
         elif isinstance(link.module, nn.ReLU) and layers and not layers[-1].relu:
-            layers[-1] = Dense(layers[-1].weight, layers[-1].bias, relu=True)
+            layers[-1] = DenseLayer(layers[-1].weight, layers[-1].bias, relu=True)
         else:
             raise Unfit(f"layer {link.name} ({type(link.module).__name__}) is not dense")
     if not layers:
@@ -180,7 +180,7 @@ def _schedule(training: Training, members: Sequence[Member]) -> Schedule:
     return Schedule(x.to(device), y.to(device), share.to(device), batch)
 
 
-def _begin(layers: Sequence[Dense], server: Arrays, schedule: Schedule, rate: float) -> Block:
+def _begin(layers: Sequence[DenseLayer], server: Arrays, schedule: Schedule, rate: float) -> Block:
     clients, rows, _ = schedule.x.shape
     seen: list[Seen] = []
     for layer in layers:

@@ -22,7 +22,7 @@ from clients.training import (
     Unfit,
     as_batch,
     batch_indices,
-    noise_of,
+    noise_source,
     order_of,
 )
 from shared_models.arrays import Arrays, with_role
@@ -45,7 +45,7 @@ def reused(training: Training) -> BlockTrainer:
     def train(server: Arrays, key: Key, data: ClientData) -> tuple[Sums, dict[str, float]]:
         with torch.no_grad():
             torch._foreach_copy_(list(state.values()), [server[name] for name in state])
-        draw = noise_of(training, objective, key)
+        draw = noise_source(training, objective, key)
         loss = _descend(training, _stepper(training, model, optimizer), draw, (key, data))
         delta = with_role(state, training.roles, "trainable")
         # Now the model holds the delta; the next client's weights overwrite it.

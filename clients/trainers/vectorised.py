@@ -24,7 +24,7 @@ from clients.training import (
     as_batch,
     batch_indices,
     empty_sums,
-    noise_of,
+    noise_source,
     order_of,
     refused,
 )
@@ -36,6 +36,7 @@ from shared_models.models.scanned import scanned
 from shared_models.objectives import Batch, Noise, Objective
 from shared_models.partial import Partial, Row
 
+_MOST_SHAPES = 64
 Nest: TypeAlias = Any  # dicts and tuples of tensors, each stacked along its first axis
 
 
@@ -45,8 +46,7 @@ def vectorised(training: Training) -> BlockTrainer:
     mappable = replace(training.task, make_model=lambda: scanned(make_model()))
     objective = replace(training, task=mappable).objective(by_transform)
     step = torch.func.vmap(objective.step)
-    if training.compiled:
-        step = torch.compile(step, dynamic=False)
+    whole = _compiled(step) if training.compiled else step
 
     @torch.no_grad()
     def train_bucket(server: Arrays, members: Sequence[Member]) -> Partial:
@@ -58,7 +58,9 @@ def vectorised(training: Training) -> BlockTrainer:
         for number in range(max(map(len, plans))):
             for places in _of_one_size(plans, number):
                 batches = [plans[place][number] for place in places]
-                local, metrics = _step(step, local, places, batches)
+                # Only usual shapes are compiled, by a rule: which came first must not matter.
+                usual = len(places) == len(members) and len(batches[0][0].y) == training.batch_size
+                local, metrics = _step(whole if usual else step, local, places, batches)
                 _add(totals, metrics, places, len(batches[0][0].y))
         sums, _, told = torch.func.vmap(objective.end)(local)
         means = _means(training, members, totals, told)
@@ -69,6 +71,15 @@ def vectorised(training: Training) -> BlockTrainer:
         return _sum(training, objective, server, sums, rows)
 
     return together(training, objective, _kind_of, train_bucket)
+
+
+def _compiled(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the step compiled for each number of clients, or an error: never silently eager."""
+    settings = torch._dynamo.config
+    settings.recompile_limit = max(settings.recompile_limit, _MOST_SHAPES)
+    settings.fail_on_recompile_limit_hit = True
+    compiled: Callable[..., Any] = torch.compile(step, dynamic=False)
+    return compiled
 
 
 def _kind_of(data: ClientData) -> Hashable:
@@ -90,7 +101,7 @@ def _steps(
     training: Training, objective: Objective, member: Member, data: Batch
 ) -> list[tuple[Batch, Noise]]:
     """Returns one client's batches with their noise, in the order of the plain loop."""
-    draw = noise_of(training, objective, member.key)
+    draw = noise_source(training, objective, member.key)
     order = order_of(training, member.key)
     batches = [
         Batch(data.x[index], data.y[index])

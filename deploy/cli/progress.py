@@ -21,7 +21,7 @@ from rich.text import Text
 
 from deploy.events import ArtefactMeasured, Event, ExportStarted
 from server.events import BlockFinished, RoundFinished, StageStarted
-from server.plain import describe, describe_round
+from server.plain import describe, describe_clients, describe_round
 from server.records import RoundRecord
 
 
@@ -98,9 +98,12 @@ class Display:
 
     def _finish_round(self, record: RoundRecord) -> None:
         loss = f"loss {record.train_loss:.3f} " if record.train_loss is not None else ""
-        if record.eval:  # not every round has one; the last stays in view
-            measured = [f"{name} {value:.4f}" for name, value in record.eval.items()]
-            self._evaluation = ", ".join(told for told in measured if not told.startswith("loss"))
+        if record.eval or record.clients_eval:  # not every round has one; the last stays in view
+            measured = [f"{name} {value:.4f}" for name, value in (record.eval or {}).items()]
+            shown = [told for told in measured if not told.startswith("loss")]
+            if record.clients_eval:
+                shown.append(describe_clients(record.clients_eval))
+            self._evaluation = ", ".join(shown)
         self._progress.update(
             self._bar,
             description=f"{record.stage} {record.round}/{self._rounds}",

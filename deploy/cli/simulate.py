@@ -189,7 +189,16 @@ def _stage_cells(stage: dict[str, Any]) -> tuple[object, ...]:
         stage["kind"],
         stage["rounds"],
         "" if loss is None else f"{loss:.4f}",
-        ", ".join(f"{name} {value:.4f}" for name, value in (stage["eval"] or {}).items()),
+        _measured(stage),
         f"{stage['clients_per_second']:.1f}",
         stage["clients_failed"],
     )
+
+
+def _measured(stage: dict[str, Any]) -> str:
+    from server.plain import describe_clients
+
+    told = [f"{name} {value:.4f}" for name, value in (stage["eval"] or {}).items()]
+    if stage["clients_eval"]:
+        told.append(describe_clients(stage["clients_eval"]))
+    return ", ".join(told)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
+import math
 import os
 import pickle
 from collections import deque
@@ -19,6 +20,7 @@ from typing import Any
 
 import ray
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.common import DEFAULT_TTL
 
 from deploy.engines.crew import Crew, Gone, Job, Lost, MakeWorker
 from deploy.engines.grid import (
@@ -34,9 +36,6 @@ from deploy.engines.parcel import Buffer, Parcel, pack, unpack
 from deploy.engines.slabs import Notice, Reader, Ticket, Writer, read_notice
 from shared_models.errors import EngineError
 from shared_models.wire import HELLO, decode_hello
-
-# Array records that a sending keeps at hand: the weights, and what may go with them.
-_KEPT = 4
 
 
 class ClientWorker:
@@ -117,7 +116,8 @@ class RayGrid(LocalGrid):
             return len(found) - 1
 
         parcel = pack((message, self.context.run_config), place_of)
-        ttl = message.metadata.ttl
+        asked_for = message.metadata.ttl != DEFAULT_TTL  # Flower's half a day is nobody's wish
+        ttl = message.metadata.ttl if asked_for else math.inf
         if self._posts:
             return Job((parcel.skeleton, *found), ttl)
         return Job((parcel.skeleton,), ttl, tuple(found))
@@ -188,8 +188,6 @@ class _Shelf:
     def find(self, record: ArrayRecord) -> Any:
         """Returns where workers find a record: what is posted, or a reference of Ray's."""
         if id(record) not in self._found:
-            if len(self._found) == _KEPT:
-                del self._found[next(iter(self._found))]
             self._found[id(record)] = (record, self._share(pack(record)))
         return self._found[id(record)][1]
 
