@@ -30,8 +30,8 @@ _TRIAL_CLIENTS = 8
 _TRIAL_BATCHES = 3
 _MOST_LOW_RANK_ROWS = 512
 _COMPILE_S = 20.0
-# So much slower on one client than the best: no block makes up for it.
-_HOPELESS = 10.0
+# What a block can save its clients: the calls that one client's trial makes, not their arithmetic.
+_CALLS_S = 0.03
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def measure(host: Host, stage: TrainStage) -> dict[str, float]:
     if host.config.plan.compile:
         return _measure_compiled(host, stage, ("fused", "vectorised"))
     for name, trainer in _candidates(host, stage):
-        enough = _HOPELESS * min(times.values(), default=math.inf)
-        seconds = _seconds(trainer, _trial(host, stage, name), enough)
+        best = min(times.values(), default=math.inf)
+        seconds = _seconds(trainer, _trial(host, stage, name), best)
         times |= {name: seconds} if seconds is not None else {}
     if not times:
         return {"loop": math.nan}
@@ -159,16 +159,16 @@ def sample_clients(host: Host, count: int) -> tuple[int, ...]:
     return tuple(host.client_ids[place] for place in sorted(chosen.tolist()))
 
 
-def _seconds(trainer: BlockTrainer, trial: _Trial, enough: float = math.inf) -> float | None:
+def _seconds(trainer: BlockTrainer, trial: _Trial, best: float = math.inf) -> float | None:
     """Returns seconds per client, the better of two runs; None when the trainer fails.
 
-    A trainer that takes more than `enough` for one client is not tried on more.
+    A trainer that is hopelessly slower than the best on one client is not tried on more.
     """
     single = replace(trial.request, client_ids=trial.request.client_ids[:1])
     try:
         # The first run makes what a process makes once: buffers, kernels generated for the shapes.
         _, alone = _time(trainer, trial, single), _time(trainer, trial, single)
-        if alone > enough:
+        if (alone - best) * trial.share > _CALLS_S:
             return alone
         _, *runs = (_time(trainer, trial, trial.request) for _ in range(3))
     except Unfit:
