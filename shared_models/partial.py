@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 from shared_models.arrays import Arrays, Role, size_bytes
 
 Status: TypeAlias = Literal["ok", "refused", "failed"]
+ClientState: TypeAlias = dict[str, Arrays]
+"""What a client keeps from round to round, by name: control variates, personal layers."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Partial:
-    """The result of one block."""
+    """The result of one block.
+
+    Updates come back as `sums`, or, for an aggregator that needs every single one, as `singles`: by
+    the sum's name, arrays of shape `(k, *shape)`, one entry for each of the k rows that are `ok`, in
+    their order. `states` are what clients want to keep, by client id.
+    """
 
     sums: Mapping[str, Sum]
     rows: tuple[Row, ...]
+    singles: Mapping[str, Arrays] = field(default_factory=dict)
+    states: Mapping[int, ClientState] = field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int:
-        """How many bytes its sums take on the way up."""
-        return sum(size_bytes(part.arrays) for part in self.sums.values())
+        """How many bytes its arrays take on the way up."""
+        updates = sum(size_bytes(part.arrays) for part in self.sums.values())
+        singles = sum(size_bytes(arrays) for arrays in self.singles.values())
+        states = sum(size_bytes(a) for own in self.states.values() for a in own.values())
+        return updates + singles + states
 
 
 def bad_rows(client_ids: tuple[int, ...], status: Status, reason: str) -> tuple[Row, ...]:

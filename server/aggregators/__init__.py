@@ -12,8 +12,12 @@ from shared_models.partial import Partial
 
 @dataclass(frozen=True)
 class Aggregator:
-    """`finish(add(add(init(), partial), partial))` is the aggregate of each named sum."""
+    """`finish(add(add(init(), partial), partial))` is the aggregate of each named sum.
+
+    With `needs_singles` its partials hold every client's update (`Partial.singles`), no sums.
+    """
 
     init: Callable[[], Any]
     add: Callable[[Any, Partial], Any]
     finish: Callable[[Any], Mapping[str, Arrays]]
+    needs_singles: bool = False

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from shared_models.arrays import Arrays
 from shared_models.optimizers import Optimizer
-from shared_models.partial import STANDARD_SUMS, SumSpec
+from shared_models.partial import STANDARD_SUMS, ClientState, SumSpec
 
 Noise: TypeAlias = dict[str, Tensor]
 Metrics: TypeAlias = dict[str, Tensor]
-ClientState: TypeAlias = dict[str, Arrays]
 Sums: TypeAlias = dict[str, Arrays]
 
 

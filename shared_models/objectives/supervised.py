@@ -14,8 +14,9 @@ from torch.func import functional_call
 from shared_models.arrays import Arrays, add, roles_of, subtract, with_role
 from shared_models.gradients import Gradient
 from shared_models.noise import noise_of
-from shared_models.objectives import Batch, ClientState, Metrics, Noise, Objective, Sums
+from shared_models.objectives import Batch, Metrics, Noise, Objective, Sums
 from shared_models.optimizers import Optimizer, OptimizerState
+from shared_models.partial import ClientState
 from shared_models.task import Task
 
 
