@@ -58,9 +58,9 @@ class Row:
 class Partial:
     """The result of one block.
 
-    Updates come back as `sums`, or, for an aggregator that needs every single one, as `singles`: by
-    the sum's name, arrays of shape `(k, *shape)`, one entry for each of the k rows that are `ok`, in
-    their order. `states` are what clients want to keep, by client id.
+    Updates come back as `sums`, or, for an aggregator that needs every single one, as `singles`:
+    by the sum's name, arrays of shape `(k, *shape)`, an entry for each of the k rows that are `ok`,
+    in their order. `states` are what clients want to keep, by client id.
     """
 
     sums: Mapping[str, Sum]
