@@ -1,0 +1,117 @@
+"""The parts that a training stage is composed of: which there are, their numbers, what clashes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+ObjectiveName: TypeAlias = Literal["fedavg", "fedprox", "scaffold", "fednova", "ditto"]
+AggregatorName: TypeAlias = Literal[
+    "weighted_mean",
+    "clipped_mean",
+    "median",
+    "trimmed_mean",
+    "krum",
+    "multi_krum",
+    "geometric_median",
+]
+ServerOptimizerName: TypeAlias = Literal["sgd", "momentum", "adagrad", "adam", "yogi"]
+LocalOptimizerName: TypeAlias = Literal["sgd", "momentum", "adam", "adamw"]
+ScheduleName: TypeAlias = Literal["constant", "exponential", "step", "cosine"]
+
+Numbers: TypeAlias = Mapping[str, float | int | None]
+"""A choice's own keys with their defaults; None: the user has to say."""
+
+_ADAPTIVE: Numbers = {"server_beta1": 0.9, "server_beta2": 0.99, "server_epsilon": 1e-3}
+_ADAM: Numbers = {"local_beta1": 0.9, "local_beta2": 0.999, "local_epsilon": 1e-8}
+_BYZANTINE: Numbers = {"byzantine_fraction": 0.2}
+
+
+def _schedules(side: str) -> Mapping[str, Numbers]:
+    return {
+        "constant": {},
+        "exponential": {f"{side}_decay": 0.99},
+        "step": {f"{side}_decay": 0.1, f"{side}_decay_every": None},
+        "cosine": {f"{side}_floor": 0.0},
+    }
+
+
+CHOICES: Mapping[str, Mapping[str, Numbers]] = MappingProxyType(
+    {
+        "objective": {
+            "fedavg": {},
+            "fedprox": {"proximal_mu": 0.01},
+            "scaffold": {},
+            "fednova": {},
+            "ditto": {"personal_lambda": 0.1},
+        },
+        "aggregator": {
+            "weighted_mean": {},
+            "clipped_mean": {"clip_norm": None},
+            "median": {},
+            "trimmed_mean": {"trim_fraction": 0.2},
+            "krum": _BYZANTINE,
+            "multi_krum": _BYZANTINE,
+            "geometric_median": {},
+        },
+        "server_optimizer": {
+            "sgd": {},
+            "momentum": {"server_momentum": 0.9},
+            "adagrad": {"server_beta1": 0.0, "server_epsilon": 1e-3},
+            "adam": _ADAPTIVE,
+            "yogi": _ADAPTIVE,
+        },
+        "local_optimizer": {
+            "sgd": {},
+            "momentum": {"local_momentum": 0.9},
+            "adam": _ADAM,
+            "adamw": {**_ADAM, "local_weight_decay": 0.01},
+        },
+        "server_schedule": _schedules("server"),
+        "local_schedule": _schedules("local"),
+    }
+)
+
+
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stage's values with the defaults of the choices that it makes."""
+    filled: dict[str, Any] = {}
+    for part, choices in CHOICES.items():
+        numbers = choices.get(str(values.get(part, next(iter(choices)))), {})
+        filled |= {key: value for key, value in numbers.items() if value is not None}
+    return {**filled, **values}
+
+
+def number_fault(told: Mapping[str, Any]) -> str | None:
+    """Returns which number is missing, or belongs to a choice that was not made."""
+    for part, choices in CHOICES.items():
+        own = choices[told[part]]
+        for key in sorted({key for numbers in choices.values() for key in numbers}):
+            if key in own and told[key] is None:
+                return f"{key}: is missing; {part} {told[part]!r} needs a number"
+            if key not in own and told[key] is not None:
+                return f"{key}: contradicts {part} {told[part]!r}"
+    return None
+
+
+def combination_fault(told: Mapping[str, Any]) -> str | None:
+    """Returns why the parts make no sense together, or None."""
+    objective, aggregator = told["objective"], told["aggregator"]
+    optimizer = told["local_optimizer"]
+    if objective in {"scaffold", "fednova"} and aggregator != "weighted_mean":
+        why = {
+            "scaffold": "its control variates are means over clients",
+            "fednova": "its steps are normalised by a mean over clients",
+        }[objective]
+        return f"aggregator: {aggregator!r} contradicts objective {objective!r}: {why}"
+    if objective == "scaffold" and (optimizer != "sgd" or told["local_clip_norm"] is not None):
+        return (
+            "objective: 'scaffold' reads the mean gradient off the way that plain SGD went; "
+            "use local_optimizer 'sgd' without local_clip_norm"
+        )
+    if objective == "fednova" and optimizer not in {"sgd", "momentum"}:
+        return f"objective: 'fednova' has no normalisation for local_optimizer {optimizer!r}"
+    if objective == "ditto" and told["personal"]:
+        return "personal: contradicts objective 'ditto', whose clients keep a whole model each"
+    return None

@@ -1,0 +1,97 @@
+"""The whole of a config."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from shared_models.config.data import Data, Evaluate
+from shared_models.config.faults import Faults
+from shared_models.config.plan import Plan
+from shared_models.config.stages import ExportStage, Stage, TrainStage
+from shared_models.config.tables import Count, Name, Positive, Table
+from shared_models.errors import did_you_mean
+from shared_models.tasks import TASKS
+
+# Where a run runs decides no byte of its result: one that is resumed may change these.
+MACHINE_KEYS = {"engine", "workers", "ray_address"}
+
+
+class Config(Table):
+    """One run: what is trained, on what, in which stages."""
+
+    name: Name = "run"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    task: str
+    engine: Literal["inline", "ray"] = "inline"
+    """`inline` trains in this process, `ray` in workers of one thread each: with equal results."""
+    workers: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """For `ray`: how many; absent: one a physical core, on a cluster one a CPU."""
+    ray_address: Annotated[str, Field(min_length=1)] | None = None
+    """For `ray`: HOST:PORT of a cluster; absent: Ray is started on this machine."""
+    client_deadline_s: Positive | None = None
+    """For `ray`: a client that takes longer is cut off; absent: none is. A worker's first block has
+    its warm-up in it, with compiled kernels up to twenty seconds."""
+    keep_checkpoints: Count = 2
+    data: Data
+    evaluate: Evaluate = Evaluate()
+    plan: Plan = Plan()
+    faults: Faults = Faults()
+    stages: tuple[Annotated[Stage, Field(discriminator="kind")], ...]
+
+    @field_validator("task")
+    @classmethod
+    def _task_exists(cls, task: str) -> str:
+        if task not in TASKS:
+            raise ValueError(f": {task!r} does not exist; {did_you_mean(task, TASKS)}")
+        return task
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> Self:
+        names = [stage.name for stage in self.stages]
+        if not names:
+            raise ValueError("stages: at least one is needed")
+        if "model" in names:
+            raise ValueError("stages: no stage may be called 'model': model.safetensors is the end")
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"stages: the name {name!r} is used twice")
+        kinds = [stage.kind for stage in self.stages]
+        if kinds[0] == "export":
+            raise ValueError("stages: an export stage needs a train stage before it")
+        if "train" in kinds[kinds.index("export") if "export" in kinds else len(kinds) :]:
+            raise ValueError("stages: the export stage comes after all that learn")
+        if kinds.count("export") > 1:
+            raise ValueError("stages: one export stage is enough: it takes several formats")
+        if "export" in kinds and self.evaluate.data == "none":
+            raise ValueError("evaluate.data: contradicts the export stage, which needs test data")
+        return self
+
+    @model_validator(mode="after")
+    def _hangs_end(self) -> Self:
+        for stage in self.learning_stages:
+            if (self.faults.hang or self.faults.any) and stage.round_deadline_s is None:
+                raise ValueError(
+                    f"stages.{stage.name}.round_deadline_s: is missing; "
+                    "clients that hang (faults.hang, faults.any) are given up by it"
+                )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the keys that make two runs the same run: all but those about the machine."""
+        return self.model_dump(mode="json", exclude_none=True, exclude=MACHINE_KEYS)
+
+    @property
+    def learning_stages(self) -> tuple[TrainStage, ...]:
+        """The stages that the server runs, in order."""
+        return tuple(stage for stage in self.stages if isinstance(stage, TrainStage))
+
+    @property
+    def export_stage(self) -> ExportStage | None:
+        """The stage that follows on the finished run folder, if there is one."""
+        return next((stage for stage in self.stages if isinstance(stage, ExportStage)), None)
+
+    def stage(self, name: str) -> TrainStage:
+        """Returns a learning stage by name."""
+        return next(stage for stage in self.learning_stages if stage.name == name)

@@ -1,0 +1,140 @@
+"""The stages of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from shared_models.config.parts import (
+    AggregatorName,
+    LocalOptimizerName,
+    ObjectiveName,
+    ScheduleName,
+    ServerOptimizerName,
+    combination_fault,
+    number_fault,
+    with_defaults,
+)
+from shared_models.config.tables import Count, Decay, Fraction, Name, NotNegative, Positive, Table
+
+
+class TrainStage(Table):
+    """Supervised federated training."""
+
+    name: Name = "train"
+    kind: Literal["train"]
+    rounds: Count
+    clients_per_round: Count
+    local_epochs: Count = 1
+    batch_size: Count = 10
+    objective: ObjectiveName = "fedavg"
+    """What a client minimises, and what of it the server learns."""
+    proximal_mu: NotNegative | None = None
+    """For `fedprox`: mu/2 times the squared distance to the server's weights is added."""
+    personal_lambda: NotNegative | None = None
+    """For `ditto`: how strongly a client's own model is drawn to the server's."""
+    personal: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
+    """Prefixes of array names that never leave a client, e.g. `["head."]`."""
+    local_optimizer: LocalOptimizerName = "sgd"
+    local_learning_rate: Positive
+    local_momentum: Decay | None = None
+    local_beta1: Decay | None = None
+    local_beta2: Decay | None = None
+    local_epsilon: Positive | None = None
+    local_weight_decay: NotNegative | None = None
+    local_clip_norm: Positive | None = None
+    """Bound on the Euclidean norm of each local gradient; absent: no clipping."""
+    local_schedule: ScheduleName = "constant"
+    """How the learning rate goes down from round to round."""
+    local_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    local_decay_every: Count | None = None
+    local_floor: Fraction | None = None
+    local_warmup_rounds: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    aggregator: AggregatorName = "weighted_mean"
+    """How the updates of a round become one."""
+    clip_norm: Positive | None = None
+    """For `clipped_mean`: larger updates are scaled down to this Euclidean norm."""
+    trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] | None = None
+    """For `trimmed_mean`: the share of values that is dropped at each end."""
+    byzantine_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] | None = None
+    """For `krum`, `multi_krum`: the share of clients that may be malicious."""
+    server_optimizer: ServerOptimizerName = "sgd"
+    server_learning_rate: Positive = 1.0
+    server_momentum: Decay | None = None
+    server_beta1: Decay | None = None
+    server_beta2: Decay | None = None
+    server_epsilon: Positive | None = None
+    """For `adagrad`, `adam`, `yogi`: how adaptive; tau in the paper."""
+    server_schedule: ScheduleName = "constant"
+    server_decay: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    server_decay_every: Count | None = None
+    server_floor: Fraction | None = None
+    server_warmup_rounds: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    max_update_norm: Positive = 1000.0
+    """An update with a larger Euclidean norm is refused."""
+    min_clients: Count = 1
+    """The quorum: a round with fewer usable updates does not count."""
+    min_fraction: Fraction = 0.5
+    """The quorum, as a share of `clients_per_round`."""
+    max_attempts: Count = 3
+    """So many cohorts are tried before a round below its quorum ends the run."""
+    over_selection: Annotated[float, Field(ge=1.0, le=10.0)] = 1.0
+    """Asks this many times `clients_per_round`, and takes the first that suffice."""
+    round_deadline_s: Positive | None = None
+    """A client that answers later does not count; on a simulated clock under `simulate`."""
+    early_stopping_rounds: Count | None = None
+    """The stage ends when the best evaluation is this many rounds old; absent: it never does."""
+    keep_best: bool = False
+    """The stage ends with the weights of its best evaluation instead of the last ones."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choices_have_defaults(cls, values: Any) -> Any:
+        return with_defaults(values) if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        told = dict(self)
+        if fault := number_fault(told) or combination_fault(told):
+            raise ValueError(fault)
+        if self.min_clients > self.clients_per_round:
+            raise ValueError("min_clients: is more than clients_per_round")
+        return self
+
+
+class ExportStage(Table):
+    """Quantized files for edge devices, measured against the torch model."""
+
+    name: Name = "export"
+    kind: Literal["export"] = "export"
+    formats: Annotated[tuple[Literal["onnx", "tflite"], ...], Field(min_length=1)] = (
+        "onnx",
+        "tflite",
+    )
+    quantize: Annotated[tuple[Literal["fp32", "int8"], ...], Field(min_length=1)] = (
+        "fp32",
+        "int8",
+    )
+    max_accuracy_drop: Fraction = 0.01
+    """The gate: a file that loses more accuracy against torch fails the run."""
+    min_agreement: Fraction = 0.95
+    """The gate: a file that agrees with torch on fewer test examples fails the run."""
+    calibration_examples: Count = 200
+    """Training examples that set the activation ranges of full int8."""
+    test_examples: Count = 10_000
+    """At most this many test examples are run through each file."""
+    latency_runs: Count = 200
+
+
+Stage: TypeAlias = TrainStage | ExportStage
+KINDS: Mapping[str, type[TrainStage | ExportStage]] = MappingProxyType(
+    {"train": TrainStage, "export": ExportStage}
+)
+
+
+def stage_name(stage: Mapping[str, Any]) -> str:
+    """Returns a stage's name in a file; one that has none is called by its kind."""
+    return str(stage.get("name", stage.get("kind", "")))
