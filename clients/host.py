@@ -18,7 +18,9 @@ from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_task_data
 from shared_models.errors import InputError
 from shared_models.messages import Hello
-from shared_models.optimizers import Optimizer, clip_by_norm, sgd
+from shared_models.optimizers import Optimizer
+from shared_models.optimizers.clip import clip_by_norm
+from shared_models.optimizers.sgd import sgd
 from shared_models.task import Task
 from shared_models.tasks import load_task
 from shared_models.versions import versions

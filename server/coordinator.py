@@ -22,7 +22,9 @@ from shared_models.arrays import Arrays, Role, add, cast, scaled, size_bytes, wi
 from shared_models.config import Config, TrainStage
 from shared_models.errors import RoundError
 from shared_models.messages import BlockFailure, BlockRequest, Send
-from shared_models.optimizers import Optimizer, momentum, sgd
+from shared_models.optimizers import Optimizer
+from shared_models.optimizers.momentum import momentum
+from shared_models.optimizers.sgd import sgd
 from shared_models.partial import STANDARD_SUMS, Row
 
 
@@ -147,7 +149,7 @@ def step(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
     trainable = with_role(state.params, run.roles, "trainable")
     dtype = next(iter(trainable.values())).dtype
     gradient = cast(scaled(means["delta"], -1.0), dtype)
-    change, optimizer = run.optimizer.update(gradient, state.optimizer)
+    change, optimizer = run.optimizer.update(gradient, state.optimizer, trainable)
     stats = cast(means["stats"], dtype)
     params = {**state.params, **add(trainable, change), **stats}
     return replace(state, round=state.round + 1, params=params, optimizer=optimizer)

@@ -61,6 +61,11 @@ def scaled(arrays: Mapping[str, Tensor], factor: float) -> Arrays:
     return {name: tensor * factor for name, tensor in arrays.items()}
 
 
+def zeros_like(arrays: Mapping[str, Tensor]) -> Arrays:
+    """Returns a zero for each array, of its shape and dtype, where it is."""
+    return {name: torch.zeros_like(tensor) for name, tensor in arrays.items()}
+
+
 def cast(arrays: Mapping[str, Tensor], dtype: torch.dtype) -> Arrays:
     """Returns the arrays in another dtype."""
     return {name: tensor.to(dtype) for name, tensor in arrays.items()}

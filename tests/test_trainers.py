@@ -22,7 +22,10 @@ from shared_models.inputs import InputSpec
 from shared_models.messages import BlockRequest
 from shared_models.noise import Dropout, noise_of
 from shared_models.objectives import Batch
-from shared_models.optimizers import Optimizer, clip_by_norm, momentum, sgd
+from shared_models.optimizers import Optimizer
+from shared_models.optimizers.clip import clip_by_norm
+from shared_models.optimizers.momentum import momentum
+from shared_models.optimizers.sgd import sgd
 from shared_models.partial import Partial
 from shared_models.task import Task
 from shared_models.tasks import TASKS, load_task

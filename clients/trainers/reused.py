@@ -6,7 +6,7 @@ module are written in place, and steps are taken on all of them at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import torch
@@ -65,6 +65,9 @@ def _stepper(training: Training, model: nn.Module, optimizer: Optimizer) -> Step
         training.device.type, training.autocast, enabled=training.autocast is not None
     )
 
+    def named(tensors: Iterable[Tensor]) -> Arrays:
+        return dict(zip(names, tensors, strict=True))
+
     def step(batch: Batch, noise: Noise) -> Tensor:
         nonlocal state
         for name, tensor in noise.items():
@@ -78,7 +81,7 @@ def _stepper(training: Training, model: nn.Module, optimizer: Optimizer) -> Step
             if optimizer.plain_rate is not None:
                 torch._foreach_add_(weights, slope, alpha=-optimizer.plain_rate)
             else:
-                change, state = optimizer.update(dict(zip(names, slope, strict=True)), state)
+                change, state = optimizer.update(named(slope), state, named(weights))
                 torch._foreach_add_(weights, [change[name] for name in names])
         return loss.detach()
 

@@ -52,7 +52,7 @@ def supervised(task: Task, optimizer: Optimizer, gradient: Gradient) -> Objectiv
         slope, loss, buffers = gradient(
             lambda params: loss_of(params, local.buffers, batch, noise), local.params
         )
-        change, state = optimizer.update(slope, local.optimizer)
+        change, state = optimizer.update(slope, local.optimizer, local.params)
         return Local(local.start, add(local.params, change), buffers, state), {"loss": loss}
 
     def end(local: Local) -> tuple[Sums, ClientState, Metrics]:
