@@ -1,8 +1,8 @@
 """Heavy-ball momentum: `v = beta * v + gradient; step = -learning_rate * v`.
 
-Polyak, "Some methods of speeding up the convergence of iteration methods", 1964, equation 9. On the
-server this is FedAvgM: Hsu, Qi, Brown, "Measuring the effects of non-identical data distribution
-for federated visual classification", 2019, section 4.2.
+Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. On the server this
+is FedAvgM: Hsu, Qi, Brown, "Measuring the effects of non-identical data distribution for federated
+visual classification", 2019, section 4.2.
 """
 
 from __future__ import annotations
