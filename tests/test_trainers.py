@@ -23,6 +23,7 @@ from shared_models.messages import BlockRequest
 from shared_models.noise import Dropout, noise_of
 from shared_models.objectives import Batch
 from shared_models.optimizers import Optimizer
+from shared_models.optimizers.adamw import adamw
 from shared_models.optimizers.clip import clip_by_norm
 from shared_models.optimizers.momentum import momentum
 from shared_models.optimizers.sgd import sgd
@@ -36,6 +37,7 @@ SIZES = (7, 4, 9, 4, 1)  # unequal, with last batches of 1, 2 and 3
 def training_of(task: Task, optimizer: Optimizer | None = None, **changes: object) -> Training:
     made = Training(
         task=task,
+        make_objective=task.objective,
         optimizer=optimizer or sgd(0.1),
         roles=roles_of(task.model()),
         seed=0,
@@ -119,7 +121,15 @@ class Noisy(nn.Module):
 
 @pytest.mark.parametrize("name", ["reused", "vectorised"])
 @pytest.mark.parametrize(
-    "optimizer", [sgd(0.1), momentum(0.1, 0.9), clip_by_norm(0.5, sgd(0.1))], ids=str
+    "optimizer",
+    [
+        sgd(0.1),
+        momentum(0.1, 0.9),
+        clip_by_norm(0.5, sgd(0.1)),
+        # A bias before BatchNorm has rounding for a gradient: a small epsilon would magnify it.
+        adamw(0.01, 0.1, epsilon=1e-3),
+    ],
+    ids=["sgd", "momentum", "clipped", "adamw"],
 )
 def test_noise_statistics_and_any_optimizer_are_the_loops(name: str, optimizer: Optimizer) -> None:
     task = replace(load_task("digits-cnn"), make_model=Noisy)
