@@ -47,7 +47,7 @@ def answer_block(message: Message, context: Context) -> Message:
     request = decode_request(message.content)
     rows = tuple(Row(client_id, 60, {"loss": 1.0}) for client_id in request.client_ids)
     sums = _ready(str(context.run_config["config"]))
-    return Message(encode_partial(Partial(sums, rows)), reply_to=message)
+    return Message(encode_partial(Partial(sums, rows, about=request.about)), reply_to=message)
 
 
 @functools.lru_cache(maxsize=1)

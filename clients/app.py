@@ -45,7 +45,9 @@ def answer_block(message: Message, context: Context) -> Message:
     torch.set_num_threads(1)
     config = _config(context)
     request = decode_request(message.content)
-    partial = _trainer(config, request.stage)(request, _host(config).data_of)
+    host = _host(config)
+    factor = host.local_factor(request.stage, request.round)
+    partial = _trainer(config, request.stage, factor)(request, host.data_of)
     return Message(encode_partial(partial), reply_to=message)
 
 
@@ -54,7 +56,8 @@ def answer_evaluation(message: Message, context: Context) -> Message:
     """Measures the model on the own examples of a block of clients, and answers a row for each."""
     torch.set_num_threads(1)
     config = _config(context)
-    partial = _evaluator(config)(decode_request(message.content), _host(config).data_of)
+    request = decode_request(message.content)
+    partial = _evaluator(config, request.stage)(request, _host(config).data_of)
     return Message(encode_partial(partial), reply_to=message)
 
 
@@ -68,10 +71,10 @@ def _host(config: str) -> Host:
 
 
 @functools.lru_cache(maxsize=1)
-def _trainer(config: str, stage: str) -> BlockTrainer:
-    return _host(config).trainer(stage)
+def _trainer(config: str, stage: str, factor: float) -> BlockTrainer:
+    return _host(config).trainer(stage, factor)
 
 
 @functools.lru_cache(maxsize=1)
-def _evaluator(config: str) -> BlockEvaluator:
-    return _host(config).evaluator()
+def _evaluator(config: str, stage: str) -> BlockEvaluator:
+    return _host(config).evaluator(stage)

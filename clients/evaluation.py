@@ -7,25 +7,36 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from clients.training import ClientData, DataOf, failed, refused
-from shared_models.arrays import Arrays, in_dtype, to_device
+from clients.training import (
+    ClientData,
+    DataOf,
+    Training,
+    broadcast_of,
+    failed,
+    member_of,
+    refused,
+)
+from shared_models.arrays import Arrays
 from shared_models.checks import check_metrics
 from shared_models.errors import UpdateError
+from shared_models.gradients import by_autograd
 from shared_models.messages import BlockRequest
+from shared_models.objectives import Broadcast
 from shared_models.partial import Partial, Row
-from shared_models.task import Task
 
 BlockEvaluator = Callable[[BlockRequest, DataOf], Partial]
 
 
-def block_evaluator(
-    task: Task, dtype: torch.dtype, device: torch.device, batch_size: int
-) -> BlockEvaluator:
+def block_evaluator(training: Training, batch_size: int) -> BlockEvaluator:
     """Returns what measures a block's clients: a partial without sums, a row per client.
+
+    Each uses the model that is its own, where the objective gives it one.
 
     Clients whose examples cannot be read, or whose metrics are not finite, are named in their row.
     """
+    task, dtype, device = training.task, training.dtype, training.device
     model = task.model().eval().to(device, dtype)
+    objective = training.objective(by_autograd)
 
     @torch.inference_mode()
     def measure(params: Arrays, data: ClientData) -> dict[str, float]:
@@ -40,14 +51,17 @@ def block_evaluator(
                 totals[name] = totals.get(name, 0.0) + value
         return {name: total / len(data.y) for name, total in totals.items()}
 
-    def measure_client(params: Arrays, client_id: int, data_of: DataOf) -> Row:
+    def measure_client(
+        request: BlockRequest, server: Broadcast, client_id: int, data_of: DataOf
+    ) -> Row:
         examples = 0
         try:
             data = data_of(client_id)
             examples = len(data.y)
             if examples == 0:
                 raise UpdateError("the client has no examples")
-            metrics = measure(params, data)
+            member = member_of(request, objective, server, client_id, data)
+            metrics = measure(objective.own_model(server.params, member.state), data)
             check_metrics(metrics)
         except UpdateError as error:
             return refused(client_id, examples, str(error))
@@ -56,8 +70,9 @@ def block_evaluator(
         return Row(client_id, examples, metrics)
 
     def evaluate_block(request: BlockRequest, data_of: DataOf) -> Partial:
-        params = to_device(in_dtype(request.params, dtype), device)
-        return Partial({}, tuple(measure_client(params, k, data_of) for k in request.client_ids))
+        server = broadcast_of(request, training)
+        rows = (measure_client(request, server, k, data_of) for k in request.client_ids)
+        return Partial({}, tuple(rows), about=request.about)
 
     return evaluate_block
 

@@ -10,17 +10,17 @@ import torch
 
 from clients.evaluation import BlockEvaluator, block_evaluator
 from clients.partitions import Partition, partition
+from clients.parts import local_optimizer, transforms_of
 from clients.trainers import make_trainer
 from clients.training import BlockTrainer, ClientData, Training
 from shared_models.arrays import roles_of
-from shared_models.config import Config, Plan, TrainStage
+from shared_models.config import Config, Plan
 from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_task_data
 from shared_models.errors import InputError
 from shared_models.messages import Hello
-from shared_models.optimizers import Optimizer
-from shared_models.optimizers.clip import clip_by_norm
-from shared_models.optimizers.sgd import sgd
+from shared_models.objectives.choice import objective_of
+from shared_models.schedules import schedule_of
 from shared_models.task import Task
 from shared_models.tasks import load_task
 from shared_models.versions import versions
@@ -62,15 +62,23 @@ class Host:
         split = self.dataset.train
         return ClientData(self.task.input.prepare(split.x[own]), split.y[own])
 
-    def training(self, stage_name: str) -> Training:
-        """Returns how the clients of a stage train; `InputError` when its device is not there."""
+    def local_factor(self, stage_name: str, number: int) -> float:
+        """Returns what the schedule makes of the learning rate in a round."""
+        return schedule_of(self.config.stage(stage_name), "local")(number)
+
+    def training(self, stage_name: str, factor: float = 1.0) -> Training:
+        """Returns how the clients of a stage train, their learning rate scaled by `factor`.
+
+        Raises `InputError` when the plan's device is not there.
+        """
         stage, plan = self.config.stage(stage_name), self.config.plan.settled()
         if plan.device == "cuda" and not torch.cuda.is_available():
             raise InputError("plan.device: 'cuda' is not available on this machine; use 'cpu'")
         return Training(
             task=self.task,
-            optimizer=local_optimizer(stage),
-            roles=roles_of(self.task.model()),
+            make_objective=objective_of(stage, self.task),
+            optimizer=local_optimizer(stage, factor),
+            roles=roles_of(self.task.model(), stage.personal),
             seed=self.config.seed,
             epochs=stage.local_epochs,
             batch_size=stage.batch_size,
@@ -79,16 +87,18 @@ class Host:
             device=torch.device(plan.device),
             autocast=None if plan.autocast == "none" else getattr(torch, plan.autocast),
             compiled=plan.compile,
+            singles=stage.needs_singles,
+            transforms=transforms_of(stage),
         )
 
-    def trainer(self, stage_name: str) -> BlockTrainer:
+    def trainer(self, stage_name: str, factor: float = 1.0) -> BlockTrainer:
         """Returns what trains blocks of a stage, as the plan says."""
-        return make_trainer(self.config.plan.settled().trainer, self.training(stage_name))
+        training = self.training(stage_name, factor)
+        return make_trainer(self.config.plan.settled().trainer, training)
 
-    def evaluator(self) -> BlockEvaluator:
+    def evaluator(self, stage_name: str) -> BlockEvaluator:
         """Returns what measures the model on each client's own examples."""
-        plan, batch_size = self.config.plan, self.config.evaluate.batch_size
-        return block_evaluator(self.task, _dtype(plan), torch.device(plan.device), batch_size)
+        return block_evaluator(self.training(stage_name), self.config.evaluate.batch_size)
 
 
 def _dtype(plan: Plan) -> torch.dtype:
@@ -103,9 +113,3 @@ def open_host(config: Config) -> Host:
     whole = partition(dataset.train, config.data, config.seed)
     ids = tuple(whole.client_ids.tolist())
     return Host(config, task, dataset, whole, ids, shared=True)
-
-
-def local_optimizer(stage: TrainStage) -> Optimizer:
-    """Returns the optimiser that a stage's clients use."""
-    plain = sgd(stage.local_learning_rate)
-    return plain if stage.local_clip_norm is None else clip_by_norm(stage.local_clip_norm, plain)

@@ -5,19 +5,28 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared_models.arrays import Arrays, Role, with_role
+from shared_models.arrays import Arrays, Role, in_dtype, to_device
 from shared_models.errors import WildflowerError, one_line
 from shared_models.gradients import Gradient, under_autocast
 from shared_models.messages import BlockRequest
-from shared_models.objectives import Batch, Noise, Objective, no_noise
+from shared_models.objectives import (
+    Batch,
+    Broadcast,
+    Ground,
+    Noise,
+    Objective,
+    Sums,
+    no_noise,
+)
+from shared_models.objectives.choice import MakeObjective
 from shared_models.optimizers import Optimizer
-from shared_models.partial import Partial, Row, Sum
+from shared_models.partial import ClientState, Partial, Row, Sum
 from shared_models.randomness import generator
 from shared_models.task import Task
 
@@ -32,11 +41,37 @@ class ClientData:
     y: NDArray[np.int64]
 
 
+Key: TypeAlias = tuple[str, int, int]
+Transform: TypeAlias = Callable[[BlockRequest, int, Sums], Sums]
+"""What happens to one client's update before it is checked and summed; the id is the client's."""
+
+
+class Member(NamedTuple):
+    """A client of a block: its id, what keys its randomness, its examples, what it has kept."""
+
+    client_id: int
+    key: Key
+    data: ClientData
+    state: ClientState
+
+
+class Trained(NamedTuple):
+    """What a client's training made."""
+
+    sums: Sums
+    metrics: Mapping[str, float]
+    state: ClientState = {}  # noqa: RUF012 - nobody writes to it
+
+
 @dataclass(frozen=True)
 class Training:
-    """How the clients of a stage train: what a block trainer needs besides weights and data."""
+    """How the clients of a stage train: what a block trainer needs besides weights and data.
+
+    With `singles` a block's updates come back one by one instead of summed.
+    """
 
     task: Task
+    make_objective: MakeObjective
     optimizer: Optimizer
     roles: Mapping[str, Role]
     seed: int
@@ -47,17 +82,23 @@ class Training:
     device: torch.device = _CPU
     autocast: torch.dtype | None = None
     compiled: bool = False
+    singles: bool = False
+    transforms: tuple[Transform, ...] = ()
+
+    @property
+    def summed_as_they_are(self) -> bool:
+        """Whether nobody needs to see single updates."""
+        return not self.singles and not self.transforms
 
     def objective(self, gradient: Gradient) -> Objective:
         """Returns the task's objective with a way to take gradients."""
         if self.autocast is not None:
             gradient = under_autocast(gradient, self.device.type, self.autocast)
-        return self.task.objective(self.task, self.optimizer, gradient)
+        return self.make_objective(Ground(self.task, self.optimizer, gradient, self.roles))
 
 
 DataOf: TypeAlias = Callable[[int], ClientData]
 BlockTrainer: TypeAlias = Callable[[BlockRequest, DataOf], Partial]
-Key: TypeAlias = tuple[str, int, int]
 
 
 class Unfit(WildflowerError):
@@ -80,9 +121,24 @@ def batch_indices(
         yield from torch.split(shuffled, batch_size)
 
 
-def key_of(request: BlockRequest, client_id: int) -> Key:
-    """Returns what keys a client's randomness in a round, after the seed."""
-    return request.stage, request.round, client_id
+def broadcast_of(request: BlockRequest, training: Training) -> Broadcast:
+    """Returns what the server sends, in the plan's dtype and where clients train."""
+
+    def ready(arrays: Arrays) -> Arrays:
+        return to_device(in_dtype(arrays, training.dtype), training.device)
+
+    extras = {name: ready(arrays) for name, arrays in request.extras.items()}
+    return Broadcast(ready(request.params), extras)
+
+
+def member_of(
+    request: BlockRequest, objective: Objective, server: Broadcast, client_id: int, data: ClientData
+) -> Member:
+    """Returns a client with what it has kept, or with what one begins with."""
+    state = request.states.get(client_id)
+    if state is None:
+        state = objective.init_state(server.params)
+    return Member(client_id, (request.stage, request.round, client_id), data, state)
 
 
 def order_of(training: Training, key: Key) -> np.random.Generator:
@@ -100,7 +156,7 @@ def noise_source(training: Training, objective: Objective, key: Key) -> Callable
 def empty_sums(objective: Objective, training: Training, server: Arrays) -> dict[str, Sum]:
     """Returns a zero for each of the objective's sums."""
     return {
-        name: Sum(_zeros(with_role(server, training.roles, spec.role)), 0.0)
+        name: Sum(_zeros(spec.like(server, training.roles)), 0.0)
         for name, spec in objective.sums.items()
     }
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from flwr.app import ArrayRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from server.events import Notice, Observer
 from server.manifest import Engine
-from server.patience import one_by_one_when_lost
 from server.plain import print_event
 from server.run import Transport, learn, open_run
 from server.run_folder import new_run_folder
@@ -26,11 +27,12 @@ from shared_models.wire import (
     TRAIN_BLOCK,
     decode_hello,
     decode_partial,
-    encode_arrays,
+    encode_broadcast,
     encode_request,
 )
 
 _NODES_TIMEOUT_S = 60.0
+_TIMED_OUT = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
 
 
 def make_app(observe: Observer = print_event) -> ServerApp:
@@ -68,14 +70,13 @@ def make_transport(grid: Grid, client_deadline_s: float | None = None) -> Transp
         return hellos
 
     def send(kind: str, requests: Iterable[BlockRequest]) -> Iterator[Reply]:
-        asked = list(requests)
-        answers = grid.send_and_receive(_messages(kind, asked, nodes, patience))
-        return _in_order(len(asked), answers)
+        # Requests are taken when the grid takes their messages: each may hold much.
+        sent: list[str] = []
+        messages = _messages(kind, requests, nodes, patience)
+        return _in_order(sent, grid.send_and_receive(_noted(messages, sent)))
 
     train: Send = functools.partial(send, TRAIN_BLOCK)
     evaluate: Send = functools.partial(send, EVALUATE_BLOCK)
-    if patience is not None:
-        train, evaluate = one_by_one_when_lost(train), one_by_one_when_lost(evaluate)
     engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
     return Transport(hello, train, evaluate, engine)
 
@@ -99,43 +100,54 @@ def _hello(answer: Message) -> Hello:
 
 
 def _messages(
-    kind: str, requests: list[BlockRequest], nodes: tuple[int, ...], patience: float | None
+    kind: str, requests: Iterable[BlockRequest], nodes: tuple[int, ...], patience: float | None
 ) -> Iterator[Message]:
     """Yields one message per request; a block that any node may train goes round the nodes.
 
     A message lives for `patience` seconds a client.
     """
-    encoded: tuple[object, ArrayRecord] | None = None
+    params, broadcast = None, {}
     for place, request in enumerate(requests):
-        if encoded is None or encoded[0] is not request.params:
-            encoded = (request.params, encode_arrays(request.params))
+        if params is not request.params:
+            params, broadcast = request.params, encode_broadcast(request)
         node = nodes[place % len(nodes)] if request.node is None else request.node
-        content = encode_request(request, encoded[1])
+        content = encode_request(request, broadcast)
         ttl = None if patience is None else patience * len(request.client_ids)
         yield Message(content, node, kind, group_id=str(place), ttl=ttl)
 
 
-def _in_order(count: int, answers: Iterable[Message]) -> Iterator[Reply]:
-    """Yields a reply per request, in request order, holding back those that come early.
+def _noted(messages: Iterable[Message], sent: list[str]) -> Iterator[Message]:
+    for message in messages:
+        sent.append(message.metadata.group_id)
+        yield message
+
+
+def _in_order(sent: Sequence[str], answers: Iterable[Message]) -> Iterator[Reply]:
+    """Yields a reply per message sent, in their order, holding back those that come early.
 
     Flower copies a message's group id into its reply, errors included: it is the request's place.
     """
     early: dict[str, Message] = {}
     waiting = iter(answers)
-    for place in range(count):
+    for place in itertools.count():
         key = str(place)
         while key not in early and (answer := next(waiting, None)) is not None:
             early.setdefault(answer.metadata.group_id, answer)
-        yield _reply(early.pop(key)) if key in early else BlockFailure("no reply came")
+        if key in early:
+            yield _reply(early.pop(key))
+        elif place < len(sent):
+            yield BlockFailure("no reply came")
+        else:
+            return
 
 
 def _reply(answer: Message) -> Reply:
     if answer.has_error():
-        return BlockFailure(_reason(answer))
+        return BlockFailure(_reason(answer), timed_out=answer.error.code in _TIMED_OUT)
     try:
         return decode_partial(answer.content)
     except UpdateError as error:
-        return BlockFailure(str(error))
+        return BlockFailure(str(error), "refused")
 
 
 def _reason(answer: Message) -> str:

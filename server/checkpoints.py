@@ -74,9 +74,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         about = json.loads(metadata["state"])
         record = record_from_json(metadata["record"])
-        state = ServerState(
-            about["stage"], about["round"], _under("params", arrays), _optimizer(arrays)
-        )
+        params = _under("params", arrays)
+        optimizer, extras = (_slots(_under(kind, arrays)) for kind in ("optimizer", "extras"))
+        state = ServerState(about["stage"], about["round"], params, optimizer, extras)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from None
     population, cohort = (arrays[f"clients.{name}"].tolist() for name in ("population", "cohort"))
@@ -91,8 +91,9 @@ def _checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
 def _flatten(checkpoint: Checkpoint) -> Arrays:
     state = checkpoint.state
     arrays = {f"params.{name}": tensor for name, tensor in state.params.items()}
-    for slot, own in state.optimizer.items():
-        arrays |= {f"optimizer.{slot}.{name}": tensor for name, tensor in own.items()}
+    for kind, slots in (("optimizer", state.optimizer), ("extras", state.extras)):
+        for slot, own in slots.items():
+            arrays |= {f"{kind}.{slot}.{name}": tensor for name, tensor in own.items()}
     arrays["clients.population"] = torch.tensor(checkpoint.population, dtype=torch.int64)
     arrays["clients.cohort"] = torch.tensor(checkpoint.cohort, dtype=torch.int64)
     return arrays
@@ -103,7 +104,6 @@ def _under(prefix: str, arrays: Arrays) -> Arrays:
     return {name.removeprefix(own): t for name, t in arrays.items() if name.startswith(own)}
 
 
-def _optimizer(arrays: Arrays) -> dict[str, Arrays]:
-    flat = _under("optimizer", arrays)
+def _slots(flat: Arrays) -> dict[str, Arrays]:
     slots = sorted({name.partition(".")[0] for name in flat})
     return {slot: _under(slot, flat) for slot in slots}

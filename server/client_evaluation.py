@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from server.coordinator import RoundResult, StageRun, is_due
+from server.coordinator import RoundResult, StageRun, is_due, with_states
+from server.patience import one_by_one_when_bad
 from server.sampling import cut_blocks, sample_cohort
 from shared_models.checks import check_metrics
 from shared_models.errors import RoundError, UpdateError, one_line
 from shared_models.messages import BlockFailure, BlockRequest, Reply, Send
-from shared_models.partial import Row, bad_rows
+from shared_models.partial import Partial, Row, bad_rows
 
 _PERCENTILES = (10, 50, 90)
 
@@ -42,12 +43,13 @@ def measure_on_clients(run: StageRun, result: RoundResult, send: Send) -> Measur
         return Measured(result)
     began = time.perf_counter()
     requests = _requests(run, result, fraction)
-    replies = send(requests)
-    rows = tuple(
-        row
-        for request in requests
-        for row in _rows(request, next(replies, BlockFailure("no reply came")), run)
-    )
+
+    def check(request: BlockRequest, partial: Partial) -> None:
+        _check(request, partial, run.population.examples_of)
+
+    asked = with_states(run, result.state, requests)
+    replies = one_by_one_when_bad(send, asked, check)
+    rows = tuple(row for pair in zip(requests, replies, strict=True) for row in _rows(*pair))
     good = [row for row in rows if row.status == "ok"]
     if not good:
         raise RoundError(
@@ -68,23 +70,23 @@ def _requests(run: StageRun, result: RoundResult, fraction: float) -> list[Block
     asked = sample_cohort(population.client_ids, size, run.config.seed, key, "evaluate")
     blocks = cut_blocks(asked, run.config.plan.clients_per_block, population.node_of)
     return [
-        BlockRequest(state.stage, state.round, 0, place, client_ids, state.params, node)
+        BlockRequest(*key, place, client_ids, state.params, node, state.extras)
         for place, (node, client_ids) in enumerate(blocks)
     ]
 
 
-def _rows(request: BlockRequest, reply: Reply, run: StageRun) -> tuple[Row, ...]:
+def _check(request: BlockRequest, partial: Partial, examples_of: Mapping[int, int]) -> None:
+    if tuple(row.client_id for row in partial.rows) != request.client_ids:
+        raise UpdateError("the reply is about other clients")
+    for row in (row for row in partial.rows if row.status == "ok"):
+        check_metrics(row.metrics)
+        if row.examples != examples_of[row.client_id]:
+            raise UpdateError(f"client {row.client_id} claims {row.examples} examples")
+
+
+def _rows(request: BlockRequest, reply: Reply) -> tuple[Row, ...]:
     if isinstance(reply, BlockFailure):
-        return bad_rows(request.client_ids, "failed", one_line(reply.reason))
-    try:
-        if tuple(row.client_id for row in reply.rows) != request.client_ids:
-            raise UpdateError("the reply is about other clients")
-        for row in (row for row in reply.rows if row.status == "ok"):
-            check_metrics(row.metrics)
-            if row.examples != run.population.examples_of[row.client_id]:
-                raise UpdateError(f"client {row.client_id} claims {row.examples} examples")
-    except UpdateError as error:
-        return bad_rows(request.client_ids, "refused", one_line(str(error)))
+        return bad_rows(request.client_ids, reply.status, one_line(reply.reason))
     return tuple(replace(row, reason=one_line(row.reason)) for row in reply.rows)
 
 

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
 
-from server.aggregators import Aggregator
-from server.aggregators.weighted_mean import weighted_mean
+from server.cohort import Cohort, draw_cohort
 from server.evaluation import Evaluator
-from server.events import BlockFinished, Observer
-from server.fold import Expected, Fold, fold_reply
+from server.events import BlockFinished, Notice, Observer
+from server.fold import Expected, Fold, check_partial, fold_reply
+from server.parts import Parts, parts_of
+from server.patience import one_by_one_when_bad
 from server.population import Population
-from server.records import Failure, RoundRecord, Seconds
-from server.sampling import cut_blocks, sample_cohort
-from server.state import ServerState
-from shared_models.arrays import Arrays, Role, add, cast, scaled, size_bytes, with_role
+from server.records import Failure, Injected, RoundRecord, Seconds
+from server.sampling import cut_blocks
+from server.state import ServerState, StateStore
+from shared_models.arrays import Arrays, Role, add, cast, roles_of, scaled, size_bytes, with_role
 from shared_models.config import Config, TrainStage
 from shared_models.errors import RoundError
-from shared_models.messages import BlockFailure, BlockRequest, Send
-from shared_models.optimizers import Optimizer
-from shared_models.optimizers.momentum import momentum
-from shared_models.optimizers.sgd import sgd
-from shared_models.partial import STANDARD_SUMS, Row
+from shared_models.messages import BlockRequest, Reply, Send
+from shared_models.partial import Partial, Row
+from shared_models.task import Task
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class StageRun:
     roles: Mapping[str, Role]
     population: Population
     evaluate: Evaluator | None
-    aggregator: Aggregator
-    optimizer: Optimizer
+    parts: Parts
+    states: StateStore | None = None
 
 
 @dataclass(frozen=True)
@@ -50,109 +49,170 @@ class RoundResult:
     cohort: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A cohort and what came of it."""
+
+    about: tuple[str, int, int]
+    cohort: Cohort
+    fold: Fold
+
+
 def make_stage_run(
     config: Config,
     stage: TrainStage,
-    roles: Mapping[str, Role],
+    task: Task,
     population: Population,
     evaluate: Evaluator | None,
 ) -> StageRun:
     """Returns a stage's parts, as its config asks for them."""
-    return StageRun(
-        config, stage, roles, population, evaluate, weighted_mean(), server_optimizer(stage)
-    )
-
-
-def server_optimizer(stage: TrainStage) -> Optimizer:
-    """Returns the optimiser that steps the server's model, fed with `-mean(delta)`."""
-    if stage.server_optimizer == "sgd":
-        return sgd(stage.server_learning_rate)
-    return momentum(stage.server_learning_rate, stage.server_momentum or 0.0)
+    roles = roles_of(task.model(), stage.personal)
+    parts = parts_of(stage, task, roles)
+    return StageRun(config, stage, roles, population, evaluate, parts)
 
 
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:
     """Returns the state before round 1; optimiser state does not pass from stage to stage."""
     trainable = with_role(params, run.roles, "trainable")
-    return ServerState(run.stage.name, 0, params, run.optimizer.init(trainable))
+    extras = run.parts.objective.server.init(params)
+    return ServerState(run.stage.name, 0, params, run.parts.optimizer.init(trainable), extras)
 
 
 def run_round(run: StageRun, state: ServerState, send: Send, observe: Observer) -> RoundResult:
-    """Runs one round; raises `RoundError` when no client's update can be used."""
+    """Runs one round; raises `RoundError` when no cohort gives enough usable updates."""
     began = time.perf_counter()
-    requests = make_requests(run, state)
-    fold, training = _collect(run, state, requests, send, observe)
-    if not any(row.status == "ok" for row in fold.rows):
-        raise RoundError(_nothing_usable(state, fold.rows))
-    after = step(run, state, fold)
+    tried: list[Attempt] = []
+    while not tried or tried[-1].fold.usable < quorum(run):
+        if len(tried) == run.stage.max_attempts:
+            raise RoundError(_too_few(run, tried))
+        if tried:
+            observe(Notice(_again(run, tried[-1])))
+        tried.append(_attempt(run, state, len(tried), send, observe))
+    trained = time.perf_counter()
+    after = step(run, state, tried[-1].fold)
     stepped = time.perf_counter()
     evaluation = _evaluate(run, after)
     ended = time.perf_counter()
     seconds = Seconds(
         total=ended - began,
-        train=training,
-        aggregate=stepped - began - training,
+        train=trained - began,
+        aggregate=stepped - trained,
         evaluate=ended - stepped,
     )
-    record = _record(after, fold, requests, evaluation, seconds)
-    cohort = tuple(sorted(k for request in requests for k in request.client_ids))
+    record = _record(after, tried, evaluation, seconds)
+    cohort = tuple(sorted(tried[-1].cohort.in_time))
     return RoundResult(after, record, cohort)
 
 
-def make_requests(run: StageRun, state: ServerState) -> list[BlockRequest]:
-    """Returns the next round's requests, one per block of its cohort."""
-    number, stage, population = state.round + 1, run.stage, run.population
-    attempt = 0
-    key = (stage.name, number, attempt)
-    cohort = sample_cohort(population.client_ids, stage.clients_per_round, run.config.seed, key)
-    blocks = cut_blocks(cohort, run.config.plan.clients_per_block, population.node_of)
+def quorum(run: StageRun) -> int:
+    """Returns how many usable updates a round needs."""
+    target = min(run.stage.clients_per_round, len(run.population))
+    return max(run.stage.min_clients, math.ceil(run.stage.min_fraction * target), 1)
+
+
+def _attempt(
+    run: StageRun, state: ServerState, number: int, send: Send, observe: Observer
+) -> Attempt:
+    """Asks one cohort, in waves: the first that suffice, and more while they do not."""
+    about = (run.stage.name, state.round + 1, number)
+    cohort = draw_cohort(run.config, run.stage, run.population, about)
+    if run.states is not None:
+        run.states.rewind(state.stage, state.round)
+    fold = Fold(run.parts.aggregator.init())
+    waiting = list(cohort.in_time)
+    blocks = 0
+    while waiting and (missing := cohort.target - fold.usable) > 0:
+        wave, waiting = waiting[:missing], waiting[missing:]
+        requests = make_requests(run, state, about, wave, blocks)
+        blocks += len(requests)
+        for request, reply in _replies(run, state, requests, send):
+            fold = _folded(run, fold, request, reply)
+            observe(BlockFinished(run.stage.name, request.round, len(request.client_ids)))
+    return Attempt(about, cohort, fold)
+
+
+def make_requests(
+    run: StageRun,
+    state: ServerState,
+    about: tuple[str, int, int],
+    client_ids: Sequence[int],
+    first: int = 0,
+) -> list[BlockRequest]:
+    """Returns requests that train these clients, one per block; the first has this number."""
+    size, population = run.config.plan.clients_per_block, run.population
+    blocks = cut_blocks(sorted(client_ids), size, population.node_of)
     return [
-        BlockRequest(stage.name, number, attempt, place, client_ids, state.params, node)
-        for place, (node, client_ids) in enumerate(blocks)
+        BlockRequest(*about, place, ids, state.params, node, state.extras)
+        for place, (node, ids) in enumerate(blocks, start=first)
     ]
 
 
-def _collect(
-    run: StageRun,
-    state: ServerState,
-    requests: Sequence[BlockRequest],
-    send: Send,
-    observe: Observer,
-) -> tuple[Fold, float]:
-    """Folds the replies as they come; returns also the seconds spent waiting for them."""
-    expected = Expected(
+def _replies(
+    run: StageRun, state: ServerState, requests: Sequence[BlockRequest], send: Send
+) -> Iterator[tuple[BlockRequest, Reply]]:
+    """Yields each request with its checked reply, as they come."""
+    expected = _expected(run, state)
+
+    def check(request: BlockRequest, partial: Partial) -> None:
+        check_partial(partial, request, expected)
+
+    replies = one_by_one_when_bad(send, with_states(run, state, requests), check)
+    return zip(requests, replies, strict=True)
+
+
+def _folded(run: StageRun, fold: Fold, request: BlockRequest, reply: Reply) -> Fold:
+    """Returns the fold with a reply in it; what its clients keep is put aside."""
+    if run.states is not None and isinstance(reply, Partial):
+        run.states.save(request.stage, request.round, reply.states)
+    told = sum(map(size_bytes, (request.params, *request.extras.values())))
+    fold = replace(fold, bytes_down=fold.bytes_down + told)
+    return fold_reply(run.parts.aggregator, fold, request, reply)
+
+
+def with_states(
+    run: StageRun, state: ServerState, requests: Sequence[BlockRequest]
+) -> Iterator[BlockRequest]:
+    """Yields the requests with what their clients have kept, loaded when a request is sent."""
+    for request in requests:
+        if run.states is None:
+            yield request
+        else:
+            kept = run.states.load(state.stage, state.round, request.client_ids)
+            yield replace(request, states=kept)
+
+
+def _expected(run: StageRun, state: ServerState) -> Expected:
+    objective, stage = run.parts.objective, run.stage
+    clipped = math.inf if stage.clip_norm is None else stage.clip_norm * (1 + 1e-4)
+    return Expected(
         state.params,
         run.roles,
-        STANDARD_SUMS,
+        objective.sums,
         run.population.examples_of,
-        run.stage.max_update_norm,
+        min(stage.max_update_norm, clipped),
+        run.parts.aggregator.needs_singles,
+        objective.init_state(state.params),
     )
-    fold = Fold(run.aggregator.init())
-    asked = time.perf_counter()
-    replies = send(requests)
-    waited = time.perf_counter() - asked
-    for request in requests:
-        asked = time.perf_counter()
-        reply = next(replies, BlockFailure("no reply came"))
-        waited += time.perf_counter() - asked
-        fold = fold_reply(run.aggregator, fold, request, reply, expected)
-        observe(BlockFinished(run.stage.name, request.round, len(request.client_ids)))
-    return fold, waited
 
 
 def step(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
     """Returns the state after the server optimiser's step, by the role of each array.
 
     Trainable arrays move by the optimiser's step on `-mean(delta)`, averaged ones become the mean
-    of the clients', carried ones stay.
+    of the clients', carried and personal ones stay.
     """
-    means = run.aggregator.finish(fold.aggregate)
+    number = state.round + 1
+    means = run.parts.aggregator.finish(fold.aggregate)
+    share = fold.usable / len(run.population)
+    means, extras = run.parts.objective.server.absorb(means, state.extras, share)
     trainable = with_role(state.params, run.roles, "trainable")
     dtype = next(iter(trainable.values())).dtype
     gradient = cast(scaled(means["delta"], -1.0), dtype)
-    change, optimizer = run.optimizer.update(gradient, state.optimizer, trainable)
-    stats = cast(means["stats"], dtype)
-    params = {**state.params, **add(trainable, change), **stats}
-    return replace(state, round=state.round + 1, params=params, optimizer=optimizer)
+    change, optimizer = run.parts.optimizer.update(gradient, state.optimizer, trainable)
+    moved = add(trainable, change, run.parts.schedule(number))
+    params = {**state.params, **moved, **cast(means["stats"], dtype)}
+    extras = {name: cast(arrays, dtype) for name, arrays in extras.items()}
+    return replace(state, round=number, params=params, optimizer=optimizer, extras=extras)
 
 
 def is_due(run: StageRun, state: ServerState) -> bool:
@@ -174,30 +234,55 @@ def _evaluate(run: StageRun, state: ServerState) -> dict[str, float] | None:
 
 def _record(
     state: ServerState,
-    fold: Fold,
-    requests: Sequence[BlockRequest],
+    tried: Sequence[Attempt],
     evaluation: dict[str, float] | None,
     seconds: Seconds,
 ) -> RoundRecord:
-    good = [row for row in fold.rows if row.status == "ok"]
-    bad = [
-        Failure(row.client_id, row.status, row.reason) for row in fold.rows if row.status != "ok"
-    ]
+    last = tried[-1]
+    rows = [row for attempt in tried for row in (*attempt.fold.rows, *attempt.cohort.late)]
+    bad = [Failure(row.client_id, row.status, row.reason) for row in rows if row.status != "ok"]
+    good = [row for row in last.fold.rows if row.status == "ok"]
+    unneeded = len(last.cohort.in_time) - len(last.fold.rows)
     return RoundRecord(
         stage=state.stage,
         round=state.round,
-        clients_selected=len(fold.rows),
+        clients_selected=sum(len(a.cohort.in_time) + len(a.cohort.late) for a in tried),
         clients_aggregated=len(good),
         clients_failed=len(bad),
         failures=tuple(bad),
         train_loss=_mean_metric(good, "loss"),
         eval=evaluation,
         seconds=seconds,
-        bytes_down=sum(size_bytes(request.params) for request in requests),
-        bytes_up=fold.bytes_up,
+        bytes_down=sum(attempt.fold.bytes_down for attempt in tried),
+        bytes_up=sum(attempt.fold.bytes_up for attempt in tried),
         rss_mb=psutil.Process().memory_info().rss / 2**20,
         time=time.time(),
+        attempts=len(tried),
+        clients_late=unneeded + sum(len(attempt.cohort.late) for attempt in tried),
+        waited_s=_waited_s(tried),
+        repeatable=all(attempt.fold.repeatable for attempt in tried),
+        injected=tuple(fault for attempt in tried for fault in _injected(attempt)),
     )
+
+
+def _waited_s(tried: Sequence[Attempt]) -> float | None:
+    """Returns the simulated seconds of all attempts, None where nobody was ever slow."""
+    if not any(any(attempt.cohort.delays.values()) for attempt in tried):
+        return None
+    return sum(
+        attempt.cohort.waited_s(
+            len(attempt.fold.rows), enough=attempt.fold.usable >= attempt.cohort.target
+        )
+        for attempt in tried
+    )
+
+
+def _injected(attempt: Attempt) -> Iterator[Injected]:
+    kinds = attempt.cohort.injected
+    for row in (*attempt.fold.rows, *attempt.cohort.late):
+        if row.client_id in kinds:
+            outcome = "tolerated" if row.status == "ok" else row.status
+            yield Injected(row.client_id, kinds[row.client_id], outcome)
 
 
 def _mean_metric(rows: Sequence[Row], name: str) -> float | None:
@@ -207,9 +292,22 @@ def _mean_metric(rows: Sequence[Row], name: str) -> float | None:
     return sum(value * examples for value, examples in told) / total if total else None
 
 
-def _nothing_usable(state: ServerState, rows: Sequence[Row]) -> str:
-    first = rows[0]
+def _again(run: StageRun, attempt: Attempt) -> str:
+    _, number, _ = attempt.about
+    return f"round {number}: {_usable(run, attempt)}; asking a new cohort"
+
+
+def _too_few(run: StageRun, tried: Sequence[Attempt]) -> str:
+    stage, number, _ = tried[-1].about
+    told = f"stage {stage!r}, round {number}: {_usable(run, tried[-1])}, in {len(tried)} cohorts"
+    rows = (*tried[-1].fold.rows, *tried[-1].cohort.late)
+    bad = next((row for row in rows if row.status != "ok"), None)
+    why = f"; client {bad.client_id}: {bad.reason}" if bad else ""
+    return f"{told}{why}; mend the cause and go on with --resume"
+
+
+def _usable(run: StageRun, attempt: Attempt) -> str:
+    usable, asked = attempt.fold.usable, len(attempt.cohort.in_time) + len(attempt.cohort.late)
     return (
-        f"stage {state.stage!r}, round {state.round + 1}: none of {len(rows)} clients returned a "
-        f"usable update; client {first.client_id} {first.status}: {first.reason}"
+        f"{usable or 'none'} of {asked} clients sent a usable update, the quorum is {quorum(run)}"
     )

@@ -1,49 +1,87 @@
-"""A block that does not come back is done again client by client: only the culprit is lost."""
+"""A block that comes back bad, or not at all, is done again client by client.
+
+So only the culprit is lost. What comes out is checked: what is no partial that may be added is a
+`BlockFailure` with the reason.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from shared_models.arrays import add
+import torch
+
+from shared_models.arrays import Arrays, add
+from shared_models.errors import UpdateError
 from shared_models.messages import BlockFailure, BlockRequest, Reply, Send
 from shared_models.partial import Partial, Row, Sum, bad_rows
 
 
-def one_by_one_when_lost(send: Send) -> Send:
-    """Returns a `send` that gives the clients of a lost block a second chance, each in its own."""
+def one_by_one_when_bad(
+    send: Send, requests: Iterable[BlockRequest], check: Callable[[BlockRequest, Partial], None]
+) -> Iterator[Reply]:
+    """Yields a checked reply per request; `check` raises `UpdateError` when a partial is bad.
 
-    def patient(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
-        asked = list(requests)
-        for request, reply in zip(asked, send(asked), strict=True):
-            if isinstance(reply, BlockFailure) and len(request.client_ids) > 1:
-                alone = [replace(request, client_ids=(k,)) for k in request.client_ids]
-                yield merged(alone, list(send(alone)))
-            else:
-                yield reply
+    Requests are taken no sooner than `send` takes them.
+    """
+    asked: deque[BlockRequest] = deque()
 
-    return patient
+    def noted() -> Iterator[BlockRequest]:
+        for request in requests:
+            asked.append(request)
+            yield request
+
+    for reply in send(noted()):
+        request = asked.popleft()
+        found = _checked(request, reply, check)
+        if isinstance(found, BlockFailure) and len(request.client_ids) > 1:
+            alone = [replace(request, client_ids=(k,)) for k in request.client_ids]
+            pairs = zip(alone, send(alone), strict=True)
+            found = merged(alone, [_checked(own, reply, check) for own, reply in pairs])
+        yield found
+
+
+def _checked(
+    request: BlockRequest, reply: Reply, check: Callable[[BlockRequest, Partial], None]
+) -> Reply:
+    if isinstance(reply, BlockFailure):
+        return reply
+    try:
+        check(request, reply)
+    except UpdateError as error:
+        return BlockFailure(str(error), "refused")
+    return reply
 
 
 def merged(requests: Sequence[BlockRequest], replies: Sequence[Reply]) -> Reply:
     """Returns one reply for clients that were trained apart; those that were lost have a row."""
+    rows = tuple(row for pair in zip(requests, replies, strict=True) for row in _rows(*pair))
     partials = [reply for reply in replies if isinstance(reply, Partial)]
     if not partials:
-        return replies[0]
-    rows = (row for pair in zip(requests, replies, strict=True) for row in _rows(*pair))
+        return Partial({}, rows, about=requests[0].about)
+    first = partials[0]
     sums = {
         name: functools.reduce(_plus, (partial.sums[name] for partial in partials))
-        for name in partials[0].sums
+        for name in first.sums
     }
-    return Partial(sums, tuple(rows))
+    singles = {
+        name: _joined([partial.singles[name] for partial in partials]) for name in first.singles
+    }
+    states = {client_id: own for partial in partials for client_id, own in partial.states.items()}
+    return Partial(sums, rows, singles, states, first.about)
 
 
 def _rows(request: BlockRequest, reply: Reply) -> tuple[Row, ...]:
     if isinstance(reply, Partial):
         return reply.rows
-    return bad_rows(request.client_ids, "failed", reply.reason)
+    return bad_rows(request.client_ids, reply.status, reply.reason)
 
 
 def _plus(left: Sum, right: Sum) -> Sum:
     return Sum(add(left.arrays, right.arrays), left.weight + right.weight)
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

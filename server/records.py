@@ -18,6 +18,15 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Injected:
+    """A fault that was injected, and what became of its client: its status, or `tolerated`."""
+
+    client_id: int
+    kind: str
+    outcome: str
+
+
+@dataclass(frozen=True)
 class Seconds:
     """Where a round's time went.
 
@@ -37,6 +46,9 @@ class RoundRecord:
     """The record of one round; `time` is seconds since the epoch, `rss_mb` the server process.
 
     `eval` is what the server measured, `clients_eval` what clients did on their own examples.
+    `failures` are of all `attempts`. `clients_late` were not waited for: they missed the deadline,
+    or enough others had answered. `waited_s` is on the simulated clock, where there is one. A round
+    is not `repeatable` when a clock on the wall cut somebody off.
     """
 
     stage: str
@@ -53,6 +65,11 @@ class RoundRecord:
     rss_mb: float
     time: float
     clients_eval: Mapping[str, float] | None = None
+    attempts: int = 1
+    clients_late: int = 0
+    waited_s: float | None = None
+    repeatable: bool = True
+    injected: tuple[Injected, ...] = ()
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON."""
@@ -63,5 +80,6 @@ def record_from_json(line: str) -> RoundRecord:
     """Reads what `to_json` wrote; raises ValueError, TypeError or KeyError on anything else."""
     values: dict[str, Any] = json.loads(line)
     values["failures"] = tuple(Failure(**failure) for failure in values["failures"])
+    values["injected"] = tuple(Injected(**fault) for fault in values["injected"])
     values["seconds"] = Seconds(**values["seconds"])
     return RoundRecord(**values)

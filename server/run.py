@@ -26,7 +26,7 @@ from server.memory import MemoryPeak
 from server.population import Population, merge_hellos
 from server.run_folder import RunFolder
 from server.summary import own_peak_mb, summarize
-from shared_models.arrays import Arrays, in_dtype, roles_of, save_arrays
+from shared_models.arrays import Arrays, in_dtype, save_arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError
 from shared_models.files import sha256_of, write_json
@@ -119,8 +119,7 @@ def _run_stage(
 ) -> Arrays:
     population = merge_hellos(run.transport.hello())
     _write_manifest(run, population)
-    roles = roles_of(run.task.model())
-    stage_run = make_stage_run(run.config, stage, roles, population, run.evaluate)
+    stage_run = make_stage_run(run.config, stage, run.task, population, run.evaluate)
     state = begin_stage(stage_run, params)
     if latest is not None:
         if latest.population != population.client_ids:

@@ -27,9 +27,20 @@ def sample_cohort(
     """
     if size >= len(client_ids):
         return tuple(sorted(client_ids))
+    return tuple(sorted(draw_clients(client_ids, size, seed, key, purpose)))
+
+
+def draw_clients(
+    client_ids: Sequence[int],
+    size: int,
+    seed: int,
+    key: tuple[str, int, int],
+    purpose: str = "cohort",
+) -> tuple[int, ...]:
+    """Returns the clients of `sample_cohort` in the order in which they are drawn."""
     rng = generator(seed, *key, purpose)
-    chosen = rng.choice(len(client_ids), size=size, replace=False)
-    return tuple(sorted(client_ids[place] for place in chosen.tolist()))
+    chosen = rng.choice(len(client_ids), size=min(size, len(client_ids)), replace=False)
+    return tuple(client_ids[place] for place in chosen.tolist())
 
 
 def cut_blocks(

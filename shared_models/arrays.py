@@ -5,12 +5,13 @@ A model's state is a mapping from name (`<part>.<rest>`) to tensor. Every array 
 * trainable: parameters; their delta is summed, checked and goes through the server optimiser.
 * averaged: float running statistics (BatchNorm); weighted mean only, no optimiser, norm, noise.
 * carried: integer buffers (counters); the server's value stays and is never sent up.
+* personal: never leaves the client, who keeps it from round to round.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -18,20 +19,31 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from shared_models.errors import CheckpointError
+from shared_models.errors import CheckpointError, InputError
 from shared_models.files import write_atomic
 
 Arrays: TypeAlias = dict[str, Tensor]
-Role: TypeAlias = Literal["trainable", "averaged", "carried"]
+Role: TypeAlias = Literal["trainable", "averaged", "carried", "personal"]
 
 
-def roles_of(model: nn.Module) -> dict[str, Role]:
-    """Returns the role of every array in `model.state_dict()`."""
+def roles_of(model: nn.Module, personal: Sequence[str] = ()) -> dict[str, Role]:
+    """Returns the role of every array in `model.state_dict()`; `personal` are prefixes of names.
+
+    Raises `InputError` when a prefix is nobody's, or nothing is left to share.
+    """
     trainable = {name for name, _ in model.named_parameters()}
-    return {
+    state = model.state_dict()
+    for prefix in personal:
+        if not any(name.startswith(prefix) for name in state):
+            raise InputError(f"personal: no array begins with {prefix!r}; there are {list(state)}")
+    roles: dict[str, Role] = {
         name: "trainable" if name in trainable else _role_of_buffer(tensor)
-        for name, tensor in model.state_dict().items()
+        for name, tensor in state.items()
     }
+    roles |= {name: "personal" for name in state if name.startswith(tuple(personal))}
+    if "trainable" not in roles.values():
+        raise InputError("personal: nothing is left that clients could learn together")
+    return roles
 
 
 def _role_of_buffer(tensor: Tensor) -> Role:

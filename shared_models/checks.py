@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from shared_models.arrays import Arrays, Role, global_norm, with_role
+from shared_models.arrays import Arrays, Role, global_norm
 from shared_models.errors import UpdateError
-from shared_models.partial import SumSpec
+from shared_models.partial import ClientState, SumSpec
 
 
 def check_update(
@@ -34,7 +34,7 @@ def check_arrays(
     if set(sums) != set(specs):
         raise UpdateError(f"sums are {sorted(sums)}, expected {sorted(specs)}")
     for name, arrays in sums.items():
-        _check_named(name, arrays, with_role(like, roles, specs[name].role))
+        check_named(name, arrays, specs[name].like(like, roles))
 
 
 def check_norm(delta: Arrays, max_norm: float, weight: float = 1.0) -> None:
@@ -51,7 +51,16 @@ def check_metrics(metrics: Mapping[str, float]) -> None:
             raise UpdateError(f"metric {name} is {value}")
 
 
-def _check_named(name: str, arrays: Arrays, like: Arrays) -> None:
+def check_state(state: ClientState, like: ClientState) -> None:
+    """Raises `UpdateError` unless a client's state has the parts and arrays of another."""
+    if set(state) != set(like):
+        raise UpdateError(f"state has the parts {sorted(state)}, expected {sorted(like)}")
+    for part, arrays in state.items():
+        check_named(part, arrays, like[part])
+
+
+def check_named(name: str, arrays: Arrays, like: Arrays) -> None:
+    """Raises `UpdateError` unless names, shapes, dtypes are those of `like` and values finite."""
     if set(arrays) != set(like):
         missing, unknown = sorted(set(like) - set(arrays)), sorted(set(arrays) - set(like))
         raise UpdateError(f"{name}: missing arrays {missing}, unknown arrays {unknown}")

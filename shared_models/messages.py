@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from shared_models.arrays import Arrays
-from shared_models.partial import Partial
+from shared_models.partial import About, ClientState, Partial, Status
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class BlockRequest:
     """Train these clients, in this order, from these weights; `node` None means any node.
 
     `attempt` counts the cohorts that a round has tried: 0 unless one fell below its quorum.
+    `extras` are what the server tells all clients besides the weights, `states` what these clients
+    have kept; one who has kept nothing has none.
     """
 
     stage: str
@@ -39,13 +41,25 @@ class BlockRequest:
     client_ids: tuple[int, ...]
     params: Arrays
     node: int | None = None
+    extras: Mapping[str, Arrays] = field(default_factory=dict)
+    states: Mapping[int, ClientState] = field(default_factory=dict)
+
+    @property
+    def about(self) -> About:
+        """Which round it is about."""
+        return self.stage, self.round, self.attempt
 
 
 @dataclass(frozen=True)
 class BlockFailure:
-    """A block that did not come back, and why."""
+    """A block that did not come back, or not as it should have, and why.
+
+    `timed_out` says that a clock on the wall decided: another time it may be in time.
+    """
 
     reason: str
+    status: Status = "failed"
+    timed_out: bool = False
 
 
 Reply: TypeAlias = Partial | BlockFailure

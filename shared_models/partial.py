@@ -10,19 +10,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from shared_models.arrays import Arrays, Role, size_bytes
+import torch
 
-Status: TypeAlias = Literal["ok", "refused", "failed"]
+from shared_models.arrays import Arrays, Role, size_bytes, with_role
+
+Status: TypeAlias = Literal["ok", "refused", "failed", "late"]
+About: TypeAlias = tuple[str, int, int]
+"""Which round a message is about: stage, round, attempt."""
 ClientState: TypeAlias = dict[str, Arrays]
 """What a client keeps from round to round, by name: control variates, personal layers."""
 
 
 @dataclass(frozen=True)
 class SumSpec:
-    """What a named sum is made of: arrays of one role, weighted by examples or all alike."""
+    """What a named sum is made of: arrays of a role, or a number; by examples or all alike."""
 
-    role: Role
+    role: Role | Literal["number"]
     weight: Literal["examples", "one"] = "examples"
+
+    def like(self, arrays: Arrays, roles: Mapping[str, Role]) -> Arrays:
+        """Returns arrays of the right names, shapes, dtypes: the model's, or a `value` of ()."""
+        if self.role == "number":
+            first = next(iter(arrays.values()))
+            return {"value": torch.zeros((), dtype=first.dtype, device=first.device)}
+        return with_role(arrays, roles, self.role)
 
     def weigh(self, examples: int) -> int:
         """Returns a client's weight in this sum."""
@@ -45,7 +56,10 @@ class Sum:
 
 @dataclass(frozen=True)
 class Row:
-    """What became of one client: `refused` had a bad update, `failed` had none."""
+    """What became of one client.
+
+    `refused` had a bad update, `failed` had none, `late` was not waited for.
+    """
 
     client_id: int
     examples: int
@@ -60,13 +74,14 @@ class Partial:
 
     Updates come back as `sums`, or, for an aggregator that needs every single one, as `singles`:
     by the sum's name, arrays of shape `(k, *shape)`, an entry for each of the k rows that are `ok`,
-    in their order. `states` are what clients want to keep, by client id.
+    in their order. `states` are what clients want to keep, by client id; `about` is the request's.
     """
 
     sums: Mapping[str, Sum]
     rows: tuple[Row, ...]
     singles: Mapping[str, Arrays] = field(default_factory=dict)
     states: Mapping[int, ClientState] = field(default_factory=dict)
+    about: About | None = None
 
     @property
     def size_bytes(self) -> int:

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from shared_models.config import TrainStage
 
 Schedule: TypeAlias = Callable[[int], float]
 
@@ -66,3 +69,17 @@ def warmup(rounds_up: int, inner: Schedule) -> Schedule:
     [0.25, 0.5, 1.0, 1.0, 0.5]
     """
     return lambda r: min(1.0, r / rounds_up) * inner(r)
+
+
+def schedule_of(stage: TrainStage, side: Literal["local", "server"]) -> Schedule:
+    """Returns the schedule that a stage asks for, for its clients or its server."""
+    told = {key.removeprefix(f"{side}_"): value for key, value in stage}
+    made: dict[str, Callable[[], Schedule]] = {
+        "constant": constant,
+        "exponential": lambda: exponential(told["decay"]),
+        "step": lambda: step(told["decay_every"], told["decay"]),
+        "cosine": lambda: cosine(stage.rounds, told["floor"]),
+    }
+    inner = made[told["schedule"]]()
+    rounds_up = told["warmup_rounds"]
+    return warmup(rounds_up, inner) if rounds_up else inner

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from shared_models.arrays import Arrays
-from shared_models.gradients import Gradient
 from shared_models.inputs import InputSpec
-from shared_models.objectives import Objective
-from shared_models.optimizers import Optimizer
+from shared_models.objectives import Ground, Objective
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,7 @@ class Task:
     """Model, objective, metrics, data and sample input of one problem.
 
     * `make_model()`: a new, randomly initialised module; parameter names are `<part>.<rest>`.
-    * `objective(task, optimizer, gradient)`: what a client minimises.
+    * `objective(ground)`: what a client minimises.
     * `loss(outputs, targets)`: the mean over the batch, a scalar.
     * `metrics(outputs, targets)`: per-example values by name, each of shape `(n,)`; the first name
       is the one that gates and reports look at.
@@ -36,7 +34,7 @@ class Task:
     input: InputSpec
     labels: tuple[str, ...]
     make_model: Callable[[], nn.Module]
-    objective: Callable[[Task, Optimizer, Gradient], Objective]
+    objective: Callable[[Ground], Objective]
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Callable[[Tensor, Tensor], dict[str, Tensor]]
 

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from shared_models.arrays import Arrays
 from shared_models.errors import UpdateError
 from shared_models.messages import BlockRequest, Hello
-from shared_models.partial import Partial, Row, Status, Sum
+from shared_models.partial import About, ClientState, Partial, Row, Status, Sum
 
 HELLO = "query.hello"
 TRAIN_BLOCK = "train.block"
@@ -24,13 +24,16 @@ _RAW = "wildflower.raw"
 _DTYPES = frozenset({"float32", "float64", "float16", "int64", "int32", "uint8", "bool"})
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_STATUSES: tuple[Status, ...] = ("ok", "refused", "failed")
+_STATUSES: tuple[Status, ...] = ("ok", "refused", "failed", "late")
 
 
 def encode_arrays(arrays: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Returns named arrays as Flower's record, which reads their memory: do not write to it."""
-    record = ArrayRecord()  # given the arrays, it would make them anew, from bytes
-    for name, tensor in arrays.items():
+    return _filled(ArrayRecord(), arrays)
+
+
+def _filled(record: ArrayRecord, arrays: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    for name, tensor in arrays.items():  # its constructor would make them anew, from bytes
         record[name] = _encode(tensor)
     return record
 
@@ -74,8 +77,18 @@ def encode_hello(hello: Hello) -> RecordDict:
     return RecordDict({"hello": ConfigRecord(about), "versions": ConfigRecord({**hello.versions})})
 
 
-def encode_request(request: BlockRequest, params: ArrayRecord) -> RecordDict:
-    """Returns a request as records; `params` is encoded once a round and shared by all blocks."""
+class OwnRecord(ArrayRecord):
+    """Arrays that are one message's own: no engine shares them between messages."""
+
+
+def encode_broadcast(request: BlockRequest) -> dict[str, ArrayRecord]:
+    """Returns what a round tells everybody, as records: encoded once, shared by all its blocks."""
+    extras = {f"extra.{name}": encode_arrays(a) for name, a in request.extras.items()}
+    return {"params": encode_arrays(request.params), **extras}
+
+
+def encode_request(request: BlockRequest, broadcast: Mapping[str, ArrayRecord]) -> RecordDict:
+    """Returns a request as records; `broadcast` is from `encode_broadcast`."""
     about: dict[str, Any] = {
         "stage": request.stage,
         "round": request.round,
@@ -83,7 +96,9 @@ def encode_request(request: BlockRequest, params: ArrayRecord) -> RecordDict:
         "block": request.block,
         "client_ids": list(request.client_ids),
     }
-    return RecordDict({"request": ConfigRecord(about), "params": params})
+    return RecordDict(
+        {"request": ConfigRecord(about), **broadcast, **_encode_states(request.states)}
+    )
 
 
 def encode_partial(partial: Partial) -> RecordDict:
@@ -100,7 +115,26 @@ def encode_partial(partial: Partial) -> RecordDict:
         columns[f"metric.{name}"] = [row.metrics.get(name, float("nan")) for row in rows]
     weights: dict[str, Any] = {name: part.weight for name, part in partial.sums.items()}
     records = {f"sum.{name}": encode_arrays(part.arrays) for name, part in partial.sums.items()}
-    return RecordDict({"rows": ConfigRecord(columns), "weights": ConfigRecord(weights), **records})
+    records |= {f"single.{name}": encode_arrays(a) for name, a in partial.singles.items()}
+    stage, number, attempt = partial.about or ("", 0, 0)
+    about: dict[str, Any] = {"stage": stage, "round": number, "attempt": attempt}
+    return RecordDict(
+        {
+            "about": ConfigRecord(about),
+            "rows": ConfigRecord(columns),
+            "weights": ConfigRecord(weights),
+            **records,
+            **_encode_states(partial.states),
+        }
+    )
+
+
+def _encode_states(states: Mapping[int, ClientState]) -> dict[str, ArrayRecord]:
+    return {
+        f"state.{client_id}.{part}": _filled(OwnRecord(), arrays)
+        for client_id, state in states.items()
+        for part, arrays in state.items()
+    }
 
 
 def _decoder(decode: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -137,13 +171,14 @@ def decode_hello(content: RecordDict) -> Hello:
 def decode_request(content: RecordDict) -> BlockRequest:
     """Returns a request; raises `UpdateError` when it is malformed."""
     about = content.config_records["request"]
+    records = content.array_records
     return BlockRequest(
-        str(about["stage"]),
-        _integer(about["round"]),
-        _integer(about["attempt"]),
+        *_about(about),
         _integer(about["block"]),
         _integers(about, "client_ids"),
-        decode_arrays(content.array_records["params"]),
+        decode_arrays(records["params"]),
+        extras=_decode_named("extra", records),
+        states=_decode_states(records),
     )
 
 
@@ -155,7 +190,29 @@ def decode_partial(content: RecordDict) -> Partial:
         name: Sum(decode_arrays(records[f"sum.{name}"]), _number(weight))
         for name, weight in weights.items()
     }
-    return Partial(sums, tuple(_rows(content.config_records["rows"])))
+    rows = tuple(_rows(content.config_records["rows"]))
+    about = _about(content.config_records["about"])
+    return Partial(sums, rows, _decode_named("single", records), _decode_states(records), about)
+
+
+def _about(record: ConfigRecord) -> About:
+    return str(record["stage"]), _integer(record["round"]), _integer(record["attempt"])
+
+
+def _decode_named(kind: str, records: Mapping[str, ArrayRecord]) -> dict[str, Arrays]:
+    return {
+        name.removeprefix(f"{kind}."): decode_arrays(record)
+        for name, record in records.items()
+        if name.startswith(f"{kind}.")
+    }
+
+
+def _decode_states(records: Mapping[str, ArrayRecord]) -> dict[int, ClientState]:
+    states: dict[int, ClientState] = {}
+    for name, arrays in _decode_named("state", records).items():
+        client_id, _, part = name.partition(".")
+        states.setdefault(int(client_id), {})[part] = arrays
+    return states
 
 
 def _rows(columns: ConfigRecord) -> Iterable[Row]:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from clients.host import Host, open_host
 from server.coordinator import StageRun, make_stage_run
 from server.population import merge_hellos
-from shared_models.arrays import roles_of
 from shared_models.config import Config, parse_config
 from shared_models.messages import BlockRequest, Reply, Send
 from tests.conftest import DIGITS
@@ -34,9 +33,7 @@ def send_to(host: Host, tamper: Tamper = lambda _, reply: reply) -> Send:
 def stage_run(config: Config, host: Host) -> StageRun:
     """Returns the first stage's parts, without evaluation."""
     population = merge_hellos({1: host.hello()})
-    return make_stage_run(
-        config, config.learning_stages[0], roles_of(host.task.model()), population, None
-    )
+    return make_stage_run(config, config.learning_stages[0], host.task, population, None)
 
 
 def opened(*overrides: str) -> tuple[Config, Host, StageRun]:

@@ -36,7 +36,7 @@ def asking(host: Host, failing: int | None = None) -> Send:
         return host.data_of(client_id)
 
     def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
-        return (host.evaluator()(request, data_of) for request in requests)
+        return (host.evaluator("train")(request, data_of) for request in requests)
 
     return send
 
@@ -82,12 +82,12 @@ def test_lies_about_others_are_refused_and_nobody_left_is_an_error() -> None:
 
     def lying(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         for place, request in enumerate(requests):
-            partial = host.evaluator()(request, host.data_of)
+            partial = host.evaluator("train")(request, host.data_of)
             wrong = (Row(99, 1, {"accuracy": 1.0}), *partial.rows[1:])
             yield replace(partial, rows=wrong) if place == 0 else partial
 
     measured = measure_on_clients(stage, result, lying)
-    assert [row.status for row in measured.rows[:5]] == ["refused"] * 4 + ["ok"]
+    assert [row.status for row in measured.rows[:5]] == ["refused"] + ["ok"] * 4
     with pytest.raises(RoundError, match="none of 12 clients could evaluate; client 0: gone"):
         measure_on_clients(stage, result, lambda rs: iter([BlockFailure("gone") for _ in rs]))
 
@@ -97,7 +97,7 @@ def test_a_metric_that_one_client_keeps_to_itself_costs_nothing() -> None:
 
     def silent(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         for request in requests:
-            first, *others = host.evaluator()(request, host.data_of).rows
+            first, *others = host.evaluator("train")(request, host.data_of).rows
             told = {"loss": first.metrics["loss"]}
             yield Partial({}, (replace(first, metrics=told), *others))
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from clients.host import Host
 from clients.training import ClientData, as_batch, batch_indices
-from server.coordinator import begin_stage, make_requests, run_round
+from server.cohort import draw_cohort
+from server.coordinator import StageRun, begin_stage, make_requests, run_round
 from server.population import merge_hellos
 from server.sampling import cut_blocks, sample_cohort
 from shared_models.arrays import digest
@@ -26,6 +28,12 @@ FLOAT64 = "plan.dtype=float64"
 
 def ignore(_: object) -> None:
     """An observer that looks away."""
+
+
+def first_request(run: StageRun, host: Host) -> BlockRequest:
+    about = ("train", 1, 0)
+    cohort = draw_cohort(run.config, run.stage, run.population, about)
+    return make_requests(run, begin_stage(run, host.task.build(0)), about, cohort.in_time)[0]
 
 
 def test_a_round_equals_fedavg_on_a_blackboard() -> None:
@@ -81,7 +89,7 @@ def test_a_round_is_a_function_of_its_state() -> None:
 
 def test_one_bad_client_is_named_and_the_round_goes_on() -> None:
     _, host, run = opened()
-    victim = make_requests(run, begin_stage(run, host.task.build(0)))[0].client_ids[1]
+    victim = first_request(run, host).client_ids[1]
 
     def data_of(client_id: int) -> ClientData:
         data = host.data_of(client_id)
@@ -100,7 +108,7 @@ def test_one_bad_client_is_named_and_the_round_goes_on() -> None:
 
 def test_a_client_without_data_fails_alone() -> None:
     _, host, run = opened()
-    request = make_requests(run, begin_stage(run, host.task.build(0)))[0]
+    request = first_request(run, host)
 
     def data_of(client_id: int) -> ClientData:
         if client_id == request.client_ids[0]:
@@ -202,7 +210,9 @@ def test_a_model_that_diverges_is_an_error_with_advice() -> None:
 def test_a_round_without_any_usable_update_fails_loudly() -> None:
     _, host, run = opened()
     state = begin_stage(run, host.task.build(0))
-    with pytest.raises(RoundError, match=r"round 1: none of 10 clients .* unplugged"):
+    with pytest.raises(
+        RoundError, match=r"none of 10 clients .* 3 cohorts; client .* unplugged"
+    ):
         run_round(run, state, send_to(host, lambda *_: BlockFailure("unplugged")), ignore)
 
 

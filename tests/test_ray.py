@@ -36,7 +36,7 @@ from deploy.engines.slabs import Reader, Writer
 from deploy.events import Event, Observer
 from deploy.simulate import simulate
 from server.events import BlockFinished
-from server.patience import one_by_one_when_lost
+from server.patience import one_by_one_when_bad
 from shared_models.config import Config, to_toml
 from shared_models.errors import EngineError
 from shared_models.files import sha256_of
@@ -313,7 +313,7 @@ def test_clients_of_a_lost_block_come_together_again() -> None:
                 yield Partial({"delta": Sum({"w": torch.full((2,), float(total))}, total)}, rows)
 
     requests = [BlockRequest("train", 1, 0, n, ids, {}) for n, ids in enumerate([(5,), (1, 2, 3)])]
-    whole, mended = one_by_one_when_lost(send)(requests)
+    whole, mended = one_by_one_when_bad(send, requests, lambda *_: None)
     assert isinstance(whole, Partial)
     assert isinstance(mended, Partial)
     assert [(row.client_id, row.status, row.reason) for row in mended.rows] == [
@@ -323,9 +323,8 @@ def test_clients_of_a_lost_block_come_together_again() -> None:
     ]
     assert mended.sums["delta"].weight == 4
     assert mended.sums["delta"].arrays["w"].tolist() == [4, 4]
-    assert list(one_by_one_when_lost(send)([replace(requests[0], client_ids=(2,))])) == [
-        BlockFailure("late")
-    ]
+    alone = replace(requests[0], client_ids=(2,))
+    assert list(one_by_one_when_bad(send, [alone], lambda *_: None)) == [BlockFailure("late")]
 
 
 def test_weights_are_put_once_a_round_and_read_in_place(cluster: int) -> None:

@@ -23,6 +23,7 @@ from shared_models.wire import (
     decode_partial,
     decode_request,
     encode_arrays,
+    encode_broadcast,
     encode_hello,
     encode_partial,
     encode_request,
@@ -33,6 +34,9 @@ RAW = "wildflower.raw"
 PARTIAL = Partial(
     {"delta": Sum(ARRAYS, 12.0), "stats": Sum({}, 12.0)},
     (Row(3, 12, {"loss": 0.5}), Row(9, 4, {}, "refused", "w: holds NaN")),
+    {"delta": {"w": torch.randn(1, 2)}},
+    {3: {"control": {"encoder.w": torch.randn(2)}, "personal": {}}},
+    ("train", 3, 1),
 )
 
 
@@ -42,9 +46,12 @@ def test_a_hello_survives() -> None:
 
 
 def test_a_request_survives() -> None:
-    request = BlockRequest("train", 3, 0, 1, (4, 7), ARRAYS)
-    again = decode_request(encode_request(request, encode_arrays(ARRAYS)))
-    assert (again.stage, again.round, again.attempt, again.block) == ("train", 3, 0, 1)
+    extras, states = {"control": ARRAYS}, {7: {"control": ARRAYS}}
+    request = BlockRequest("train", 3, 0, 1, (4, 7), ARRAYS, None, extras, states)
+    again = decode_request(encode_request(request, encode_broadcast(request)))
+    assert (again.about, again.block) == (("train", 3, 0), 1)
+    torch.testing.assert_close(again.extras, extras, rtol=0, atol=0)
+    torch.testing.assert_close(again.states, states, rtol=0, atol=0)
     assert again.client_ids == (4, 7)
     torch.testing.assert_close(again.params, ARRAYS, rtol=0, atol=0)
 
@@ -54,6 +61,9 @@ def test_a_partial_survives() -> None:
     torch.testing.assert_close(again.sums["delta"].arrays, ARRAYS, rtol=0, atol=0)
     assert again.sums["stats"] == Sum({}, 12.0)
     assert again.rows[0] == Row(3, 12, {"loss": 0.5})
+    torch.testing.assert_close(again.singles, PARTIAL.singles, rtol=0, atol=0)
+    torch.testing.assert_close(again.states, PARTIAL.states, rtol=0, atol=0)
+    assert again.about == PARTIAL.about
     refused = again.rows[1]
     assert (refused.client_id, refused.status, refused.reason) == (9, "refused", "w: holds NaN")
 

@@ -17,8 +17,8 @@ from clients.kernels.layers import Layer
 from clients.trainers.one_by_one import one_by_one
 from clients.training import (
     BlockTrainer,
-    ClientData,
-    Key,
+    Member,
+    Trained,
     Training,
     Unfit,
     as_batch,
@@ -27,7 +27,7 @@ from clients.training import (
 )
 from shared_models.arrays import Arrays, in_dtype, to_device, with_role
 from shared_models.gradients import by_autograd
-from shared_models.objectives import Objective, Sums
+from shared_models.objectives import Broadcast, Objective
 
 
 def fused(training: Training) -> BlockTrainer:
@@ -40,12 +40,12 @@ def fused(training: Training) -> BlockTrainer:
     columns = columns_of(links, torch.from_numpy(training.task.sample(1)))
 
     @torch.no_grad()
-    def train(server: Arrays, key: Key, data: ClientData) -> tuple[Sums, dict[str, float]]:
-        start = with_role(server, training.roles, "trainable")
+    def train(server: Broadcast, member: Member) -> Trained:
+        start = with_role(server.params, training.roles, "trainable")
         torch._foreach_copy_(list(weights.values()), list(start.values()))
-        loss = _descend(layers, training, key, data)
+        loss = _descend(layers, training, member)
         torch._foreach_sub_(list(weights.values()), list(start.values()))  # now they are the delta
-        return {"delta": weights, "stats": {}}, {"loss": loss}
+        return Trained({"delta": weights, "stats": {}}, {"loss": loss})
 
     return one_by_one(training, objective, train, columns)
 
@@ -71,11 +71,11 @@ def _weights(training: Training) -> Arrays:
     return to_device(in_dtype(arrays, training.dtype), training.device)
 
 
-def _descend(layers: Sequence[Layer], training: Training, key: Key, data: ClientData) -> float:
+def _descend(layers: Sequence[Layer], training: Training, member: Member) -> float:
     """Runs the local epochs in the layers' weights; returns the mean loss over examples."""
-    x, y = as_batch(data, training)
+    x, y = as_batch(member.data, training)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    order = order_of(training, key)
+    order = order_of(training, member.key)
     for index in batch_indices(len(y), training.epochs, training.batch_size, order):
         signal = x[index]
         for layer in layers:

@@ -22,13 +22,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from clients.gathering import Gathering
 from clients.kernels.chain import chain_of
 from clients.kernels.products import times
 from clients.trainers.fused import plain_rate
-from clients.trainers.together import Member, together
+from clients.trainers.together import together
 from clients.training import (
     BlockTrainer,
     ClientData,
+    Member,
+    Trained,
     Training,
     Unfit,
     order_of,
@@ -38,6 +41,8 @@ from shared_models.arrays import Arrays
 from shared_models.checks import check_metrics, check_update
 from shared_models.errors import UpdateError
 from shared_models.gradients import by_autograd
+from shared_models.messages import BlockRequest
+from shared_models.objectives import Broadcast
 from shared_models.partial import Partial, Row, Sum
 
 _CACHED = 25  # clients whose examples stay in a core's share of the cache
@@ -107,13 +112,29 @@ def low_rank(training: Training) -> BlockTrainer:
         return (math.ceil(len(data.y) / training.batch_size), *data.x.shape[1:])
 
     @torch.no_grad()
-    def train_bucket(server: Arrays, members: Sequence[Member]) -> Partial:
+    def train_bucket(
+        request: BlockRequest, server: Broadcast, members: Sequence[Member]
+    ) -> Partial:
         schedule = _schedule(training, members)
-        block = _begin(layers, server, schedule, rate)
+        block = _begin(layers, server.params, schedule, rate)
         starts = range(0, schedule.x.shape[1], schedule.batch)
         losses = [_step(block, schedule, start) for start in starts]
         loss = torch.stack(losses).sum(0) / training.epochs
         update = _Update(block)
+        if not training.summed_as_they_are:
+            gathering = Gathering(training, objective, server, request)
+            return gathering.partial(
+                [
+                    gathering.take(
+                        member,
+                        Trained(
+                            {"delta": update.of(place), "stats": {}},
+                            {"loss": float(loss[place]) / len(member.data.y)},
+                        ),
+                    )
+                    for place, member in enumerate(members)
+                ]
+            )
 
         def check(place: int, member: Member) -> Row:
             examples = len(member.data.y)
@@ -123,7 +144,7 @@ def low_rank(training: Training) -> BlockTrainer:
                 if not update.norm_bound[place] <= training.max_update_norm:
                     sums = {"delta": update.of(place), "stats": {}}
                     norm = training.max_update_norm
-                    check_update(sums, objective.sums, server, training.roles, norm)
+                    check_update(sums, objective.sums, server.params, training.roles, norm)
             except UpdateError as error:
                 return refused(member.client_id, examples, str(error))
             return Row(member.client_id, examples, metrics)

@@ -16,8 +16,8 @@ from clients.kernels.layout import channels_last
 from clients.trainers.one_by_one import one_by_one
 from clients.training import (
     BlockTrainer,
-    ClientData,
-    Key,
+    Member,
+    Trained,
     Training,
     Unfit,
     as_batch,
@@ -27,7 +27,7 @@ from clients.training import (
 )
 from shared_models.arrays import Arrays, with_role
 from shared_models.gradients import by_autograd
-from shared_models.objectives import Batch, Noise, Sums
+from shared_models.objectives import Batch, Broadcast, Noise
 from shared_models.optimizers import Optimizer
 
 Step: TypeAlias = Callable[[Batch, Noise], Tensor]
@@ -42,17 +42,17 @@ def reused(training: Training) -> BlockTrainer:
     model = training.task.make_model().train().to(training.device, training.dtype)
     state = model.state_dict()  # views: they change with the model
 
-    def train(server: Arrays, key: Key, data: ClientData) -> tuple[Sums, dict[str, float]]:
+    def train(server: Broadcast, member: Member) -> Trained:
+        start = server.params
         with torch.no_grad():
-            torch._foreach_copy_(list(state.values()), [server[name] for name in state])
-        draw = noise_source(training, objective, key)
-        loss = _descend(training, _stepper(training, model, optimizer), draw, (key, data))
+            torch._foreach_copy_(list(state.values()), [start[name] for name in state])
+        draw = noise_source(training, objective, member.key)
+        loss = _descend(training, _stepper(training, model, optimizer), draw, member)
         delta = with_role(state, training.roles, "trainable")
         # Now the model holds the delta; the next client's weights overwrite it.
-        torch._foreach_sub_(list(delta.values()), [server[name] for name in delta])
-        return {"delta": delta, "stats": with_role(state, training.roles, "averaged")}, {
-            "loss": loss
-        }
+        torch._foreach_sub_(list(delta.values()), [start[name] for name in delta])
+        stats = with_role(state, training.roles, "averaged")
+        return Trained({"delta": delta, "stats": stats}, {"loss": loss})
 
     return one_by_one(training, objective, train)
 
@@ -89,13 +89,12 @@ def _stepper(training: Training, model: nn.Module, optimizer: Optimizer) -> Step
 
 
 def _descend(
-    training: Training, step: Step, draw: Callable[[Batch], Noise], of: tuple[Key, ClientData]
+    training: Training, step: Step, draw: Callable[[Batch], Noise], member: Member
 ) -> float:
     """Runs one client's local epochs; returns the mean loss over examples."""
-    key, data = of
-    x, y = as_batch(data, training)
+    x, y = as_batch(member.data, training)
     total = torch.zeros((), dtype=torch.float64, device=x.device)
-    order = order_of(training, key)
+    order = order_of(training, member.key)
     for index in batch_indices(len(y), training.epochs, training.batch_size, order):
         batch = Batch(x[index], y[index])
         total += step(batch, draw(batch)) * len(index)

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
+import torch
+
+from clients.gathering import Gathering
 from clients.training import (
     BlockTrainer,
     ClientData,
     DataOf,
-    Key,
+    Member,
     Training,
-    empty_sums,
+    broadcast_of,
     failed,
-    key_of,
+    member_of,
     merge,
     refused,
 )
-from shared_models.arrays import Arrays, in_dtype, to_device
 from shared_models.messages import BlockRequest
-from shared_models.objectives import Objective
+from shared_models.objectives import Broadcast, Objective
 from shared_models.partial import Partial, Row
 
-
-class Member(NamedTuple):
-    """One client of a block: its id, what keys its randomness, its examples."""
-
-    client_id: int
-    key: Key
-    data: ClientData
-
-
-BucketTrainer: TypeAlias = Callable[[Arrays, Sequence[Member]], Partial]
+BucketTrainer: TypeAlias = Callable[[BlockRequest, Broadcast, Sequence[Member]], Partial]
 
 
 def together(
@@ -49,21 +43,47 @@ def together(
     """
 
     def train_block(request: BlockRequest, data_of: DataOf) -> Partial:
-        server = to_device(in_dtype(request.params, training.dtype), training.device)
-        sums = empty_sums(objective, training, server)
-        members, rows = _load(request, data_of)
-        for bucket in _buckets(members, bucket_of, most):
-            for partial in _train(server, bucket, train_bucket):
-                rows += partial.rows
-                for name, part in partial.sums.items():
-                    sums[name] = merge(sums[name], part)
-        place = {client_id: k for k, client_id in enumerate(request.client_ids)}
-        return Partial(sums, tuple(sorted(rows, key=lambda row: place[row.client_id])))
+        server = broadcast_of(request, training)
+
+        def train(bucket: Sequence[Member]) -> Partial:
+            return train_bucket(request, server, bucket)
+
+        members, rows = _load(request, objective, server, data_of)
+        nobody = Gathering(training, objective, server, request).partial(rows)
+        parts = [
+            part for bucket in _buckets(members, bucket_of, most) for part in _train(bucket, train)
+        ]
+        return _merged(request, [nobody, *parts])
 
     return train_block
 
 
-def _load(request: BlockRequest, data_of: DataOf) -> tuple[list[Member], list[Row]]:
+def _merged(request: BlockRequest, parts: Sequence[Partial]) -> Partial:
+    """Returns one partial, its rows and singles in the order of the request."""
+    first, *others = parts
+    sums = {
+        name: functools.reduce(merge, (part.sums[name] for part in others if part.sums), total)
+        for name, total in first.sums.items()
+    }
+    rows = [row for part in parts for row in part.rows]
+    place = {client_id: k for k, client_id in enumerate(request.client_ids)}
+    good = [place[row.client_id] for row in rows if row.status == "ok"]
+    order = torch.argsort(torch.tensor(good, dtype=torch.int64))
+    singles = {
+        name: {
+            key: torch.cat([part.singles[name][key] for part in parts if part.singles])[order]
+            for key in arrays
+        }
+        for name, arrays in first.singles.items()
+    }
+    states = {client_id: state for part in parts for client_id, state in part.states.items()}
+    rows.sort(key=lambda row: place[row.client_id])
+    return Partial(sums, tuple(rows), singles, states, request.about)
+
+
+def _load(
+    request: BlockRequest, objective: Objective, server: Broadcast, data_of: DataOf
+) -> tuple[list[Member], list[Row]]:
     """Returns the clients whose examples could be read, and rows for the others."""
     members: list[Member] = []
     rows: list[Row] = []
@@ -74,7 +94,7 @@ def _load(request: BlockRequest, data_of: DataOf) -> tuple[list[Member], list[Ro
             rows.append(failed(client_id, 0, error))
             continue
         if len(data.y):
-            members.append(Member(client_id, key_of(request, client_id), data))
+            members.append(member_of(request, objective, server, client_id, data))
         else:
             rows.append(refused(client_id, 0, "the client has no examples"))
     return members, rows
@@ -92,12 +112,12 @@ def _buckets(
 
 
 def _train(
-    server: Arrays, bucket: Sequence[Member], train_bucket: BucketTrainer
+    bucket: Sequence[Member], train: Callable[[Sequence[Member]], Partial]
 ) -> Iterable[Partial]:
     try:
-        return [train_bucket(server, bucket)]
+        return [train(bucket)]
     except Exception as error:
         if len(bucket) > 1:
-            return [part for member in bucket for part in _train(server, [member], train_bucket)]
+            return [part for member in bucket for part in _train([member], train)]
         (member,) = bucket
         return [Partial({}, (failed(member.client_id, len(member.data.y), error),))]

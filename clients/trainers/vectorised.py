@@ -15,26 +15,24 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from clients.trainers.together import Member, together
+from clients.gathering import Gathering
+from clients.trainers.together import together
 from clients.training import (
     BlockTrainer,
     ClientData,
+    Member,
+    Trained,
     Training,
-    accumulate,
     as_batch,
     batch_indices,
-    empty_sums,
     noise_source,
     order_of,
-    refused,
 )
-from shared_models.arrays import Arrays
-from shared_models.checks import check_metrics, check_update
-from shared_models.errors import UpdateError
 from shared_models.gradients import by_transform
+from shared_models.messages import BlockRequest
 from shared_models.models.scanned import scanned
-from shared_models.objectives import Batch, Noise, Objective
-from shared_models.partial import Partial, Row
+from shared_models.objectives import Batch, Broadcast, Noise, Objective
+from shared_models.partial import Partial
 
 _MOST_SHAPES = 64
 Nest: TypeAlias = Any  # dicts and tuples of tensors, each stacked along its first axis
@@ -49,10 +47,12 @@ def vectorised(training: Training) -> BlockTrainer:
     whole = _compiled(step) if training.compiled else step
 
     @torch.no_grad()
-    def train_bucket(server: Arrays, members: Sequence[Member]) -> Partial:
+    def train_bucket(
+        request: BlockRequest, server: Broadcast, members: Sequence[Member]
+    ) -> Partial:
         members = sorted(members, key=lambda member: len(member.data.y))
         data = [as_batch(member.data, training) for member in members]
-        local = _begin(objective, server, data)
+        local = _begin(objective, server, members, data)
         plans = [_steps(training, objective, m, own) for m, own in zip(members, data, strict=True)]
         totals: list[dict[str, Tensor]] = [{} for _ in members]
         for number in range(max(map(len, plans))):
@@ -62,13 +62,16 @@ def vectorised(training: Training) -> BlockTrainer:
                 usual = len(places) == len(members) and len(batches[0][0].y) == training.batch_size
                 local, metrics = _step(whole if usual else step, local, places, batches)
                 _add(totals, metrics, places, len(batches[0][0].y))
-        sums, _, told = torch.func.vmap(objective.end)(local)
+        sums, states, told = torch.func.vmap(objective.end)(local)
+        gathering = Gathering(training, objective, server, request)
         means = _means(training, members, totals, told)
-        rows = []
-        for place, (member, mean) in enumerate(zip(members, means, strict=True)):
-            fault = _fault(training, objective, server, (_at(sums, place), mean))
-            rows.append(_row(member, mean, fault))
-        return _sum(training, objective, server, sums, rows)
+        # One after another: who was in which block must not matter.
+        return gathering.partial(
+            [
+                gathering.take(member, Trained(_at(sums, place), mean, _at(states, place)))
+                for place, (member, mean) in enumerate(zip(members, means, strict=True))
+            ]
+        )
 
     return together(training, objective, _kind_of, train_bucket)
 
@@ -86,11 +89,14 @@ def _kind_of(data: ClientData) -> Hashable:
     return data.x.shape[1:], data.x.dtype.str
 
 
-def _begin(objective: Objective, server: Arrays, data: Sequence[Batch]) -> Nest:
+def _begin(
+    objective: Objective, server: Broadcast, members: Sequence[Member], data: Sequence[Batch]
+) -> Nest:
     """Begins clients of one size together; `data` is sorted by size."""
-    begin = torch.func.vmap(objective.begin, in_dims=(None, None, 0))
+    begin = torch.func.vmap(objective.begin, in_dims=(None, 0, 0))
+    pairs = [(member.state, own) for member, own in zip(members, data, strict=True)]
     begun = [
-        begin(server, {}, _stack(list(group))) for _, group in groupby(data, lambda own: len(own.y))
+        begin(server, *_stack(list(group))) for _, group in groupby(pairs, lambda p: len(p[1].y))
     ]
     if len(begun) == 1:
         return begun[0]
@@ -165,43 +171,3 @@ def _means(
         seen = training.epochs * len(member.data.y)
         means = {name: float(value) / seen for name, value in values.items()}
         yield {**means, **{name: float(value[place]) for name, value in told.items()}}
-
-
-def _fault(
-    training: Training,
-    objective: Objective,
-    server: Arrays,
-    of: tuple[dict[str, Arrays], dict[str, float]],
-) -> str:
-    """Returns why a client's update and metrics may not be summed, or nothing."""
-    update, metrics = of
-    try:
-        check_update(update, objective.sums, server, training.roles, training.max_update_norm)
-        check_metrics(metrics)
-    except UpdateError as error:
-        return str(error)
-    return ""
-
-
-def _row(member: Member, metrics: dict[str, float], fault: str) -> Row:
-    examples = len(member.data.y)
-    if fault:
-        return refused(member.client_id, examples, fault)
-    return Row(member.client_id, examples, metrics)
-
-
-def _sum(
-    training: Training,
-    objective: Objective,
-    server: Arrays,
-    sums: dict[str, Arrays],
-    rows: Sequence[Row],
-) -> Partial:
-    """Adds up the good clients, one after another: who was in which block must not matter."""
-    totals = empty_sums(objective, training, server)
-    for place, row in enumerate(rows):
-        if row.status == "ok":
-            for name, spec in objective.sums.items():
-                own = {key: tensor[place] for key, tensor in sums[name].items()}
-                totals[name] = accumulate(totals[name], own, spec.weigh(row.examples))
-    return Partial(totals, tuple(rows))

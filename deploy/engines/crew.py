@@ -60,9 +60,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Lost:
-    """A job that has no result, and why."""
+    """A job that has no result, and why; `timed_out` when its deadline passed."""
 
     reason: str
+    timed_out: bool = False
 
 
 @dataclass
@@ -292,9 +293,9 @@ class Crew:
         else:
             task.deaths += 1
         hopeless = task is not None and task.deaths >= _DEATHS
-        self._replace(actor, f"{_DEATHS} workers died of it: {reason}" if hopeless else None)
+        self._replace(actor, Lost(f"{_DEATHS} workers died of it: {reason}") if hopeless else None)
 
-    def _replace(self, actor: _Actor, first_is_lost: str | None) -> None:
+    def _replace(self, actor: _Actor, lost: Lost | None) -> None:
         """Puts another actor in the place of one; says why its first job is lost, if it is."""
         actor.end()
         self._actors.remove(actor)
@@ -302,8 +303,8 @@ class Crew:
             del self._owner[duty.ref]
             if duty.task is None or duty.batch is None:
                 continue
-            if number == 0 and first_is_lost is not None:
-                duty.batch.settle(duty.task, Lost(first_is_lost))
+            if number == 0 and lost is not None:
+                duty.batch.settle(duty.task, lost)
             else:
                 duty.batch.redo([duty.task])
         self._hire()
@@ -316,7 +317,8 @@ class Crew:
             if duty.until > now:
                 continue
             if duty.task is not None:
-                self._replace(actor, f"cut off after {duty.task.job.deadline_s:g} s")
+                late = f"cut off after {duty.task.job.deadline_s:g} s"
+                self._replace(actor, Lost(late, timed_out=True))
             elif any(other.has_begun for other in self._actors):
                 duty.until = math.inf  # the others do the work meanwhile
             else:

@@ -115,6 +115,7 @@ def call_app(client_app: ClientApp, message: Message, context: Context) -> Messa
         return failed(message, f"{type(error).__name__}: {error}")
 
 
-def failed(message: Message, reason: str) -> Message:
+def failed(message: Message, reason: str, *, timed_out: bool = False) -> Message:
     """Returns the reply that tells why there is none."""
-    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+    raised, late = ErrorCode.CLIENT_APP_RAISED_EXCEPTION, ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+    return Message(Error(late if timed_out else raised, reason), reply_to=message)

@@ -57,10 +57,10 @@ class ClientWorker:
             raise EngineError(answer.error.reason)
         return hashlib.sha256(repr(decode_hello(answer.content)).encode()).hexdigest()
 
-    def work(self, skeleton: bytes, *shared: Parcel | Posted) -> bytes | Parcel:
+    def work(self, parcel: Parcel, *shared: Parcel | Posted) -> bytes | Parcel:
         """Answers one message; `shared` are its array records."""
         records = [self._board.read(told) for told in shared]
-        message, run_config = unpack(skeleton, (), records.__getitem__)
+        message, run_config = unpack(parcel.skeleton, parcel.buffers, records.__getitem__)
         if run_config != self._context.run_config:
             self._context = make_context(run_config)
         reply = pack((self._who, call_app(self._app, message, self._context)))
@@ -115,16 +115,17 @@ class RayGrid(LocalGrid):
             found.append(shelf.find(record))
             return len(found) - 1
 
+        # What is the message's own travels in it; broadcasts are shared.
         parcel = pack((message, self.context.run_config), place_of)
         asked_for = message.metadata.ttl != DEFAULT_TTL  # Flower's half a day is nobody's wish
         ttl = message.metadata.ttl if asked_for else math.inf
         if self._posts:
-            return Job((parcel.skeleton, *found), ttl)
-        return Job((parcel.skeleton,), ttl, tuple(found))
+            return Job((parcel, *found), ttl)
+        return Job((parcel,), ttl, tuple(found))
 
     def _reply(self, message: Message, outcome: tuple[str, Message] | Lost) -> Message:
         if isinstance(outcome, Lost):
-            return failed(message, outcome.reason)
+            return failed(message, outcome.reason, timed_out=outcome.timed_out)
         who, reply = outcome
         self._who = self._who or who
         if who != self._who:

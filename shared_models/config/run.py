@@ -14,8 +14,9 @@ from shared_models.config.tables import Count, Name, Positive, Table
 from shared_models.errors import did_you_mean
 from shared_models.tasks import TASKS
 
-# Where a run runs decides no byte of its result: one that is resumed may change these.
-MACHINE_KEYS = {"engine", "workers", "ray_address"}
+# Where a run runs decides no byte of its result, and faults are mended before a run goes on:
+# a run that is resumed may change these.
+MACHINE_KEYS = {"engine", "workers", "ray_address", "client_deadline_s", "faults"}
 
 
 class Config(Table):

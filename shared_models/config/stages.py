@@ -104,6 +104,11 @@ class TrainStage(Table):
             raise ValueError("min_clients: is more than clients_per_round")
         return self
 
+    @property
+    def needs_singles(self) -> bool:
+        """Whether the aggregator needs every client's update by itself."""
+        return self.aggregator not in {"weighted_mean", "clipped_mean"}
+
 
 class ExportStage(Table):
     """Quantized files for edge devices, measured against the torch model."""

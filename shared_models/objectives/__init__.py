@@ -8,18 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
-from shared_models.arrays import Arrays
+from shared_models.arrays import Arrays, Role
+from shared_models.gradients import Gradient
 from shared_models.optimizers import Optimizer
 from shared_models.partial import STANDARD_SUMS, ClientState, SumSpec
+
+if TYPE_CHECKING:
+    from shared_models.task import Task
 
 Noise: TypeAlias = dict[str, Tensor]
 Metrics: TypeAlias = dict[str, Tensor]
 Sums: TypeAlias = dict[str, Arrays]
+Means: TypeAlias = Mapping[str, Arrays]
+Extras: TypeAlias = dict[str, Arrays]
 
 
 class Batch(NamedTuple):
@@ -34,23 +40,76 @@ def no_noise(_: np.random.Generator, __: Batch) -> Noise:
     return {}
 
 
+class Broadcast(NamedTuple):
+    """What the server sends to everybody: the weights, and what the objective adds to them."""
+
+    params: Arrays
+    extras: Extras
+
+
+def _nothing(_: Arrays) -> dict[str, Arrays]:
+    return {}
+
+
+def _as_they_are(means: Means, extras: Extras, _: float) -> tuple[Means, Extras]:
+    return means, extras
+
+
+@dataclass(frozen=True)
+class ServerSide:
+    """The server's half of an objective: what it keeps and tells all clients besides the weights.
+
+    * `init(params) -> extras`: by name, before round 1.
+    * `absorb(means, extras, share) -> (means, extras)`: what it makes of a round's means, before
+      the server optimiser; `share` is the part of all clients that they are means over.
+    """
+
+    init: Callable[[Arrays], Extras] = _nothing
+    absorb: Callable[[Means, Extras, float], tuple[Means, Extras]] = _as_they_are
+
+
+def _servers_own(params: Arrays, _: ClientState) -> Arrays:
+    return params
+
+
 @dataclass(frozen=True)
 class Objective:
     """Local training of one client.
 
-    * `begin(server_arrays, client_state, data) -> local`: `data` are all the client's examples,
+    * `begin(broadcast, client_state, data) -> local`: `data` are all the client's examples,
       `local` is any nest of dicts, tuples, tensors.
     * `step(local, batch, noise) -> (local, metrics)`: one batch; metrics are means over the batch.
     * `end(local) -> (sums, client_state, metrics)`: sums by name, each "add me".
     * `draw(generator, batch) -> noise`: what `step` will need.
     * `sums`: which sums `end` returns, what they are made of and how they are weighted.
+    * `init_state(params) -> client_state`: of a client that takes part for the first time.
+    * `own_model(params, client_state) -> arrays`: the model that a client would use itself.
+    * `server`: the server's half.
     * `descent`: set when local training is nothing but this optimiser's steps down the task's loss:
       then a faster trainer may take them in another way.
     """
 
-    begin: Callable[[Arrays, ClientState, Batch], Any]
+    begin: Callable[[Broadcast, ClientState, Batch], Any]
     step: Callable[[Any, Batch, Noise], tuple[Any, Metrics]]
     end: Callable[[Any], tuple[Sums, ClientState, Metrics]]
     draw: Callable[[np.random.Generator, Batch], Noise] = no_noise
     sums: Mapping[str, SumSpec] = field(default_factory=lambda: STANDARD_SUMS)
+    init_state: Callable[[Arrays], ClientState] = _nothing
+    own_model: Callable[[Arrays, ClientState], Arrays] = _servers_own
+    server: ServerSide = field(default_factory=ServerSide)
     descent: Optimizer | None = None
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether clients keep something from round to round."""
+        return self.init_state is not _nothing
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What an objective is built on."""
+
+    task: Task
+    optimizer: Optimizer
+    gradient: Gradient
+    roles: Mapping[str, Role]
