@@ -116,7 +116,7 @@ def test_the_last_jobs_go_to_whoever_is_free(crew: Crew) -> None:
 
 def test_a_job_that_waited_behind_one_that_was_cut_off_is_done(crew: Crew) -> None:
     calls = [Job((sleep, 60), deadline_s=0.5), *[Job((sleep, 0.1), deadline_s=30)] * 7]
-    assert list(crew.map(calls)) == [Lost("cut off after 0.5 s"), *[0.1] * 7]
+    assert list(crew.map(calls)) == [Lost("cut off after 0.5 s", timed_out=True), *[0.1] * 7]
 
 
 def test_workers_survive_maps_and_a_map_that_nobody_reads_to_its_end(crew: Crew) -> None:
@@ -149,7 +149,7 @@ def test_a_job_that_kills_whoever_does_it_is_given_up(crew: Crew) -> None:
 def test_a_job_past_its_deadline_is_cut_off(crew: Crew) -> None:
     began = time.monotonic()
     late, slept = crew.map([Job((sleep, 60), deadline_s=0.2), Job((sleep, 0))])
-    assert (late, slept) == (Lost("cut off after 0.2 s"), 0)
+    assert (late, slept) == (Lost("cut off after 0.2 s", timed_out=True), 0)
     assert time.monotonic() - began < 30
 
 
