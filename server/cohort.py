@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from server.population import Population
-from server.sampling import draw_clients
+from server.sampling import count_of, draw_clients
 from shared_models.config import Config, TrainStage
 from shared_models.faults import delay_of, fault_of
 from shared_models.partial import About, Row
@@ -45,7 +45,7 @@ def draw_cohort(config: Config, stage: TrainStage, population: Population, about
     after their delay, those with equal delays in the order in which they were drawn.
     """
     target = min(stage.clients_per_round, len(population))
-    asked = math.ceil(stage.over_selection * stage.clients_per_round)
+    asked = count_of(stage.over_selection, stage.clients_per_round)
     drawn = draw_clients(population.client_ids, asked, config.seed, about)
     kinds = {k: kind for k in drawn if (kind := fault_of(config.faults, config.seed, about, k))}
     delays = {k: delay_of(config.faults, kinds.get(k)) for k in drawn}

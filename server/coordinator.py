@@ -17,7 +17,7 @@ from server.parts import Parts, parts_of
 from server.patience import one_by_one_when_bad
 from server.population import Population
 from server.records import Failure, Injected, RoundRecord, Seconds
-from server.sampling import cut_blocks
+from server.sampling import count_of, cut_blocks
 from server.state import ServerState, StateStore
 from shared_models.arrays import Arrays, Role, add, cast, roles_of, scaled, size_bytes, with_role
 from shared_models.config import Config, TrainStage
@@ -107,7 +107,7 @@ def run_round(run: StageRun, state: ServerState, send: Send, observe: Observer) 
 def quorum(run: StageRun) -> int:
     """Returns how many usable updates a round needs."""
     target = min(run.stage.clients_per_round, len(run.population))
-    return max(run.stage.min_clients, math.ceil(run.stage.min_fraction * target), 1)
+    return max(run.stage.min_clients, count_of(run.stage.min_fraction, target), 1)
 
 
 def _attempt(
@@ -283,6 +283,9 @@ def _injected(attempt: Attempt) -> Iterator[Injected]:
         if row.client_id in kinds:
             outcome = "tolerated" if row.status == "ok" else row.status
             yield Injected(row.client_id, kinds[row.client_id], outcome)
+    for client_id in attempt.cohort.in_time[len(attempt.fold.rows) :]:
+        if client_id in kinds:  # enough others had answered
+            yield Injected(client_id, kinds[client_id], "late")
 
 
 def _mean_metric(rows: Sequence[Row], name: str) -> float | None:

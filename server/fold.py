@@ -50,11 +50,10 @@ class Expected:
 
 def fold_reply(aggregator: Aggregator, fold: Fold, request: BlockRequest, reply: Reply) -> Fold:
     """Returns the fold with one block's checked reply in it; a bad one leaves its rows only."""
+    fold = replace(fold, repeatable=fold.repeatable and not reply.timed_out)
     if isinstance(reply, BlockFailure):
         bad = bad_rows(request.client_ids, reply.status, one_line(reply.reason))
-        return replace(
-            fold, rows=fold.rows + bad, repeatable=fold.repeatable and not reply.timed_out
-        )
+        return replace(fold, rows=fold.rows + bad)
     rows = fold.rows + tuple(replace(row, reason=one_line(row.reason)) for row in reply.rows)
     fold = replace(fold, rows=rows, bytes_up=fold.bytes_up + reply.size_bytes)
     if not any(row.status == "ok" for row in reply.rows):

@@ -37,10 +37,17 @@ def one_by_one_when_bad(
         request = asked.popleft()
         found = _checked(request, reply, check)
         if isinstance(found, BlockFailure) and len(request.client_ids) > 1:
-            alone = [replace(request, client_ids=(k,)) for k in request.client_ids]
+            alone = [_alone(request, client_id) for client_id in request.client_ids]
             pairs = zip(alone, send(alone), strict=True)
-            found = merged(alone, [_checked(own, reply, check) for own, reply in pairs])
+            again = merged(alone, [_checked(own, reply, check) for own, reply in pairs])
+            # Trained apart, clients add up in another order: that is a clock's doing, too.
+            found = replace(again, timed_out=again.timed_out or found.timed_out)
         yield found
+
+
+def _alone(request: BlockRequest, client_id: int) -> BlockRequest:
+    own = {k: state for k, state in request.states.items() if k == client_id}
+    return replace(request, client_ids=(client_id,), states=own)
 
 
 def _checked(
@@ -55,12 +62,13 @@ def _checked(
     return reply
 
 
-def merged(requests: Sequence[BlockRequest], replies: Sequence[Reply]) -> Reply:
+def merged(requests: Sequence[BlockRequest], replies: Sequence[Reply]) -> Partial:
     """Returns one reply for clients that were trained apart; those that were lost have a row."""
     rows = tuple(row for pair in zip(requests, replies, strict=True) for row in _rows(*pair))
     partials = [reply for reply in replies if isinstance(reply, Partial)]
+    late = any(reply.timed_out for reply in replies)
     if not partials:
-        return Partial({}, rows, about=requests[0].about)
+        return Partial({}, rows, about=requests[0].about, timed_out=late)
     first = partials[0]
     sums = {
         name: functools.reduce(_plus, (partial.sums[name] for partial in partials))
@@ -70,7 +78,7 @@ def merged(requests: Sequence[BlockRequest], replies: Sequence[Reply]) -> Reply:
         name: _joined([partial.singles[name] for partial in partials]) for name in first.singles
     }
     states = {client_id: own for partial in partials for client_id, own in partial.states.items()}
-    return Partial(sums, rows, singles, states, first.about)
+    return Partial(sums, rows, singles, states, first.about, late)
 
 
 def _rows(request: BlockRequest, reply: Reply) -> tuple[Row, ...]:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from shared_models.randomness import generator
 
 Blocks = tuple[tuple[int | None, tuple[int, ...]], ...]
+
+
+def count_of(share: float, clients: int) -> int:
+    """Returns how many clients a share of them is, rounded up, as decimals have it.
+
+    >>> math.ceil(0.07 * 100), count_of(0.07, 100)
+    (8, 7)
+    """
+    return math.ceil(round(share * clients, 9))
 
 
 def sample_cohort(

@@ -75,6 +75,8 @@ class Partial:
     Updates come back as `sums`, or, for an aggregator that needs every single one, as `singles`:
     by the sum's name, arrays of shape `(k, *shape)`, an entry for each of the k rows that are `ok`,
     in their order. `states` are what clients want to keep, by client id; `about` is the request's.
+    `timed_out` says that a clock on the wall decided how its clients were trained, or whether: the
+    server's own note, which no client sends.
     """
 
     sums: Mapping[str, Sum]
@@ -82,6 +84,7 @@ class Partial:
     singles: Mapping[str, Arrays] = field(default_factory=dict)
     states: Mapping[int, ClientState] = field(default_factory=dict)
     about: About | None = None
+    timed_out: bool = False
 
     @property
     def size_bytes(self) -> int:
