@@ -12,7 +12,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from shared_models.arrays import Arrays
-from shared_models.errors import UpdateError
+from shared_models.errors import UpdateError, one_line
 from shared_models.messages import BlockRequest, Hello
 from shared_models.partial import About, ClientState, Partial, Row, Status, Sum
 
@@ -63,6 +63,10 @@ def decode_arrays(record: ArrayRecord) -> Arrays:
 def _decode(array: Array) -> torch.Tensor:
     if array.stype != _RAW or array.dtype not in _DTYPES:
         raise UpdateError(f"arrays of type {array.dtype!r} as {array.stype!r} are not understood")
+    if any(size < 0 for size in array.shape):  # numpy would take it for "whatever fits"
+        raise UpdateError(f"an array says that its shape is {array.shape}")
+    if array.dtype == "bool" and np.frombuffer(array.data, np.uint8).max(initial=0) > 1:
+        raise UpdateError("an array of booleans holds neither 0 nor 1")
     return torch.from_numpy(np.frombuffer(array.data, array.dtype).reshape(array.shape))
 
 
@@ -143,10 +147,11 @@ def _decoder(decode: Callable[_P, _T]) -> Callable[_P, _T]:
     def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return decode(*args, **kwargs)
-        except UpdateError:
-            raise
+        except UpdateError as error:  # its words may be the sender's
+            raise UpdateError(one_line(str(error))) from None
         except Exception as error:
-            raise UpdateError(f"malformed message: {type(error).__name__}: {error}") from None
+            told = one_line(f"{type(error).__name__}: {error}")
+            raise UpdateError(f"malformed message: {told}") from None
 
     return wrapped
 
@@ -161,9 +166,9 @@ def decode_hello(content: RecordDict) -> Hello:
     return Hello(
         client_ids,
         examples,
-        bool(about["shared"]),
-        str(about["data_sha256"]),
-        {name: str(version) for name, version in versions.items()},
+        _typed(bool, about["shared"]),
+        _typed(str, about["data_sha256"]),
+        {name: _typed(str, version) for name, version in versions.items()},
     )
 
 
@@ -186,17 +191,18 @@ def decode_request(content: RecordDict) -> BlockRequest:
 def decode_partial(content: RecordDict) -> Partial:
     """Returns a partial; raises `UpdateError` when it is malformed."""
     weights, records = content.config_records["weights"], content.array_records
-    sums = {
-        name: Sum(decode_arrays(records[f"sum.{name}"]), _number(weight))
-        for name, weight in weights.items()
-    }
+    arrays = _decode_named("sum", records)
+    if set(arrays) != set(weights):
+        raise UpdateError(f"there are sums {sorted(arrays)} and weights {sorted(weights)}")
+    sums = {name: Sum(own, _number(weights[name])) for name, own in arrays.items()}
     rows = tuple(_rows(content.config_records["rows"]))
     about = _about(content.config_records["about"])
     return Partial(sums, rows, _decode_named("single", records), _decode_states(records), about)
 
 
 def _about(record: ConfigRecord) -> About:
-    return str(record["stage"]), _integer(record["round"]), _integer(record["attempt"])
+    stage = _typed(str, record["stage"])
+    return stage, _integer(record["round"]), _integer(record["attempt"])
 
 
 def _decode_named(kind: str, records: Mapping[str, ArrayRecord]) -> dict[str, Arrays]:
@@ -210,7 +216,9 @@ def _decode_named(kind: str, records: Mapping[str, ArrayRecord]) -> dict[str, Ar
 def _decode_states(records: Mapping[str, ArrayRecord]) -> dict[int, ClientState]:
     states: dict[int, ClientState] = {}
     for name, arrays in _decode_named("state", records).items():
-        client_id, _, part = name.partition(".")
+        client_id, dot, part = name.partition(".")
+        if not dot or client_id != str(int(client_id)):  # two spellings would be one client
+            raise UpdateError(f"{name!r} names no part of a client's state")
         states.setdefault(int(client_id), {})[part] = arrays
     return states
 
@@ -222,6 +230,9 @@ def _rows(columns: ConfigRecord) -> Iterable[Row]:
         for name in columns
         if name.startswith("metric.")
     }
+    for name, values in metrics.items():
+        if len(values) != len(client_ids):
+            raise UpdateError(f"{len(values)} clients report {name!r}, of {len(client_ids)}")
     states = zip(_listed(columns, "status"), _listed(columns, "reason"), strict=True)
     for place, (client_id, count, (status, reason)) in enumerate(
         zip(client_ids, examples, states, strict=True)
@@ -230,7 +241,7 @@ def _rows(columns: ConfigRecord) -> Iterable[Row]:
             raise UpdateError(f"client {client_id}: unknown status {status!r}")
         told = {name: values[place] for name, values in metrics.items()}
         own = {name: value for name, value in told.items() if not math.isnan(value)}
-        yield Row(client_id, count, own, status, str(reason))
+        yield Row(client_id, count, own, status, _typed(str, reason))
 
 
 def _listed(record: ConfigRecord, key: str) -> list[Any]:
@@ -245,12 +256,18 @@ def _integers(record: ConfigRecord, key: str) -> tuple[int, ...]:
 
 
 def _integer(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UpdateError(f"expected an integer, got {value!r}")
+    if isinstance(value, bool):
+        raise UpdateError("expected int, got bool")
+    return _typed(int, value)
+
+
+def _typed(kind: type[_T], value: Any) -> _T:
+    if not isinstance(value, kind):
+        raise UpdateError(f"expected {kind.__name__}, got {type(value).__name__}")
     return value
 
 
 def _number(value: Any) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise UpdateError(f"expected a number, got {value!r}")
+        raise UpdateError(f"expected a number, got {type(value).__name__}")
     return float(value)
