@@ -49,6 +49,8 @@ class Faults(Table):
     """A share that suffers one of them all, drawn uniformly."""
     delay_s: Positive = 60.0
     """How late those with `delay` are, on the simulated clock."""
+    sign_flip_scale: Positive = 1.0
+    """Those with `sign_flip` send `-sign_flip_scale * delta`."""
 
     @field_validator(*FAULT_KINDS, mode="wrap")
     @classmethod
