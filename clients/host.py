@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from clients.evaluation import BlockEvaluator, block_evaluator
+from clients.faults import with_faults
 from clients.partitions import Partition, partition
 from clients.parts import local_optimizer, transforms_of
 from clients.trainers import make_trainer
@@ -93,8 +95,9 @@ class Host:
 
     def trainer(self, stage_name: str, factor: float = 1.0) -> BlockTrainer:
         """Returns what trains blocks of a stage, as the plan says."""
-        training = self.training(stage_name, factor)
-        return make_trainer(self.config.plan.settled().trainer, training)
+        training, faults = self.training(stage_name, factor), self.config.faults
+        make = functools.partial(make_trainer, self.config.plan.settled().trainer)
+        return with_faults(faults, training, make) if faults.there_are_some else make(training)
 
     def evaluator(self, stage_name: str) -> BlockEvaluator:
         """Returns what measures the model on each client's own examples."""
