@@ -1,13 +1,14 @@
 """Does every combination of parts that the config accepts run? `python -m benchmarks.combinations`.
 
-Each runs three rounds of `digits-cnn` through the inline engine into a folder of its own, and has to
-end with finite weights. What the config refuses is listed with its reason. Takes about ten minutes.
+Each runs three rounds of `digits-cnn` through the inline engine into a folder of its own, and has
+to end with finite weights. What the config refuses is listed with its reason.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import tempfile
 import time
 from collections import Counter
@@ -109,7 +110,7 @@ def main(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     told = {
         "machine": machine(),
         "ran": len(accuracies),
-        "diverged": [name for name, value in accuracies.items() if value != value],
+        "diverged": [name for name, value in accuracies.items() if math.isnan(value)],
         "lowest": min(accuracies.items(), key=lambda item: item[1]),
         "refused": dict(refused),
         "seconds": round(time.perf_counter() - began),
