@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 from server.events import Event, Notice, RoundFinished, StageStarted
-from server.records import RoundRecord
+from server.records import Failure, RoundRecord
 
 
 def print_event(event: Event) -> None:
@@ -29,7 +30,10 @@ def describe(event: Event) -> str:
 
 
 def describe_round(record: RoundRecord) -> str:
-    """Returns e.g. `train 3: 10/10 clients, loss 1.234, accuracy 0.8120, 1.1 s`."""
+    """Returns e.g. `train 3: 8/10 clients, train loss 1.2340, accuracy 0.8120, 1.1 s, 2 refused`.
+
+    Why is told of those whose fault was not injected.
+    """
     parts = [f"{record.clients_aggregated}/{record.clients_selected} clients"]
     if record.train_loss is not None:
         parts.append(f"train loss {record.train_loss:.4f}")
@@ -37,10 +41,24 @@ def describe_round(record: RoundRecord) -> str:
     if record.clients_eval:
         parts.append(describe_clients(record.clients_eval))
     parts.append(f"{record.seconds.total:.1f} s")
-    failures = [f"client {f.client_id} {f.status}: {f.reason}" for f in record.failures[:3]]
-    more = len(record.failures) - len(failures)
-    parts += failures + ([f"and {more} more failed"] if more > 0 else [])
+    parts += [told for told in (describe_losses(record),) if told]
+    failures = unexplained(record)
+    parts += [f"client {f.client_id} {f.status}: {f.reason}" for f in failures[:3]]
+    parts += [f"and {len(failures) - 3} more"] if len(failures) > 3 else []
     return f"{record.stage} {record.round}: " + ", ".join(parts)
+
+
+def describe_losses(record: RoundRecord) -> str:
+    """Returns e.g. `1 failed, 2 late`, empty where nobody was lost."""
+    lost = Counter(failure.status for failure in record.failures)
+    lost["late"] = record.clients_late
+    return ", ".join(f"{count} {status}" for status, count in sorted(lost.items()) if count)
+
+
+def unexplained(record: RoundRecord) -> list[Failure]:
+    """Returns the failures of clients that suffered no injected fault."""
+    injected = {fault.client_id for fault in record.injected}
+    return [failure for failure in record.failures if failure.client_id not in injected]
 
 
 def describe_clients(told: Mapping[str, float]) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+OUTCOMES = ("refused", "failed", "late", "tolerated")
+"""What may become of a client that suffers an injected fault."""
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -19,7 +22,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Injected:
-    """A fault that was injected, and what became of its client: its status, or `tolerated`."""
+    """A fault that was injected, and what became of its client: one of `OUTCOMES`."""
 
     client_id: int
     kind: str

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import psutil
 
-from server.records import RoundRecord
+from server.records import OUTCOMES, RoundRecord
 from shared_models.config import Config
 
 
@@ -42,9 +43,21 @@ def summarize_stage(name: str, records: Sequence[RoundRecord]) -> dict[str, Any]
         "clients_eval": last.clients_eval,
         "train_loss": last.train_loss,
         "clients_failed": sum(record.clients_failed for record in records),
+        "faults": fault_table(records),
         "clients_per_second": sum(record.clients_aggregated for record in timed) / seconds,
         "seconds": sum(record.seconds.total for record in records),
     }
+
+
+def fault_table(records: Sequence[RoundRecord]) -> dict[str, dict[str, int]]:
+    """Returns, by the kind of the faults that were injected, how many and what became of them."""
+    faults = [fault for record in records for fault in record.injected]
+    table: dict[str, dict[str, int]] = {}
+    for kind in sorted({fault.kind for fault in faults}):
+        outcomes = Counter(fault.outcome for fault in faults if fault.kind == kind)
+        told = {outcome: outcomes[outcome] for outcome in OUTCOMES}
+        table[kind] = {"injected": outcomes.total(), **told}
+    return table
 
 
 def _startup_s(records: Sequence[RoundRecord]) -> float | None:

@@ -21,7 +21,13 @@ from rich.text import Text
 
 from deploy.events import ArtefactMeasured, Event, ExportStarted
 from server.events import BlockFinished, RoundFinished, StageStarted
-from server.plain import describe, describe_clients, describe_round
+from server.plain import (
+    describe,
+    describe_clients,
+    describe_losses,
+    describe_round,
+    unexplained,
+)
 from server.records import RoundRecord
 
 
@@ -98,6 +104,7 @@ class Display:
 
     def _finish_round(self, record: RoundRecord) -> None:
         loss = f"loss {record.train_loss:.3f} " if record.train_loss is not None else ""
+        lost = describe_losses(record)
         if record.eval or record.clients_eval:  # not every round has one; the last stays in view
             measured = [f"{name} {value:.4f}" for name, value in (record.eval or {}).items()]
             shown = [told for told in measured if not told.startswith("loss")]
@@ -107,7 +114,7 @@ class Display:
         self._progress.update(
             self._bar,
             description=f"{record.stage} {record.round}/{self._rounds}",
-            told=loss + self._evaluation,
+            told="  ".join(part for part in (loss + self._evaluation, lost) if part),
         )
-        if record.failures:
+        if unexplained(record):
             self._say(describe_round(record))

@@ -172,10 +172,14 @@ def _run_now(config: Config, path: Path, grid: LocalGrid, resume: bool, as_json:
 
 
 def print_summary(summary: dict[str, Any], path: Path) -> None:
-    """Prints the table of stages and the table of artefacts."""
+    """Prints the tables of stages, of injected faults, of artefacts."""
     print()
     columns = ("stage", "kind", "rounds ", "train loss ", "evaluation", "clients/s ", "failed ")
     print_table(columns, [_stage_cells(stage) for stage in summary["stages"]])
+    if faults := [cells for stage in summary["stages"] for cells in _fault_cells(stage)]:
+        print()
+        columns = ("stage", "fault", "injected ", "refused ", "failed ", "late ", "tolerated ")
+        print_table(columns, faults)
     if summary.get("artefacts"):
         print()
         print_artefacts(summary["artefacts"])
@@ -193,6 +197,11 @@ def _stage_cells(stage: dict[str, Any]) -> tuple[object, ...]:
         f"{stage['clients_per_second']:.1f}",
         stage["clients_failed"],
     )
+
+
+def _fault_cells(stage: dict[str, Any]) -> list[tuple[object, ...]]:
+    faults = stage.get("faults", {})
+    return [(stage["name"], kind, *told.values()) for kind, told in faults.items()]
 
 
 def _measured(stage: dict[str, Any]) -> str:
