@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +19,7 @@ from clients.trainers import TRAINERS
 from clients.training import BlockTrainer, ClientData, Unfit
 from shared_models.config import Plan, TrainStage
 from shared_models.errors import InputError
+from shared_models.gradients import by_autograd
 from shared_models.machine import cores
 from shared_models.messages import BlockRequest
 from shared_models.randomness import generator
@@ -34,35 +36,56 @@ _COMPILE_S = 20.0
 _CALLS_S = 0.03
 
 
+class Found(NamedTuple):
+    """Seconds per client of each trainer that was measured, and why others were not."""
+
+    seconds: Mapping[str, float]
+    left_out: Mapping[str, str]
+
+
 @dataclass(frozen=True)
 class Settled:
-    """A settled plan, and the seconds per client that each candidate took."""
+    """A settled plan, and what was found about the trainers."""
 
     plan: Plan
     seconds: Mapping[str, float]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Returns e.g. `fused, 25 clients a block (ms a client: fused 2.1, reused 3.4)`."""
+        """Returns the plan, what was measured, and what was left out, in a line.
+
+        >>> reason = "its loss is odd"
+        >>> seconds, left_out = {"reused": 0.0034}, {"fused": reason, "low_rank": reason}
+        >>> Settled(Plan(trainer="reused", block_size=25), seconds, left_out).describe()
+        'reused, 25 clients a block (ms a client: reused 3.4; not fused, low_rank: its loss is odd)'
+        """
         told = sorted(self.seconds.items(), key=lambda item: item[1])
         times = ", ".join(f"{name} {seconds * 1000:.3g}" for name, seconds in told)
+        notes = [f"ms a client: {times}", *_by_reason(self.left_out)] if times else []
         size = self.plan.clients_per_block
         return f"{self.plan.trainer}, {size} clients a block" + (
-            f" (ms a client: {times})" if times else ""
+            f" ({'; '.join(notes)})" if notes else ""
         )
+
+
+def _by_reason(left_out: Mapping[str, str]) -> Iterator[str]:
+    for reason in dict.fromkeys(left_out.values()):
+        names = [name for name, own in left_out.items() if own == reason]
+        yield f"not {', '.join(names)}: {reason}"
 
 
 def settle(host: Host) -> Settled:
     """Returns the plan of the host's config with what is open filled in, by measuring."""
     config = host.config
     stage = max(config.learning_stages, key=lambda s: s.rounds * s.clients_per_round)
-    plan, seconds = config.plan, {}
+    plan, found = config.plan, Found({}, {})
     if plan.trainer == "auto":
-        seconds = measure(host, stage)
-        fastest = min(seconds, key=seconds.__getitem__)
+        found = measure(host, stage)
+        fastest = min(found.seconds, key=found.seconds.__getitem__)
         name, compiled = fastest.removesuffix("+"), fastest.endswith("+")
         plan = plan.model_copy(update={"trainer": name, "compile": compiled})
     cohort = min(max(s.clients_per_round for s in config.learning_stages), len(host.client_ids))
-    return Settled(plan.settled(block_size=block_size(plan, cohort)), seconds)
+    return Settled(plan.settled(block_size=block_size(plan, cohort)), *found)
 
 
 def block_size(plan: Plan, cohort: int) -> int:
@@ -72,57 +95,60 @@ def block_size(plan: Plan, cohort: int) -> int:
     return math.ceil(cohort / (workers * math.ceil(cohort / (workers * most))))
 
 
-def measure(host: Host, stage: TrainStage) -> dict[str, float]:
-    """Returns seconds per client of each trainer that fits; a compiled one's name ends in `+`."""
+def measure(host: Host, stage: TrainStage) -> Found:
+    """Returns seconds per client of each trainer that fits; a compiled one's name ends in `+`.
+
+    The loop is not tried: it is never faster.
+    """
     torch.set_num_threads(1)  # as in the workers
-    times: dict[str, float] = {}
     if host.config.plan.compile:
-        return _measure_compiled(host, stage, ("fused", "vectorised"))
-    for name, trainer in _candidates(host, stage):
-        best = min(times.values(), default=math.inf)
-        seconds = _seconds(trainer, _trial(host, stage, name), best)
-        times |= {name: seconds} if seconds is not None else {}
-    if not times:
-        return {"loop": math.nan}
+        found = _measure_compiled(host, stage, ("fused", "vectorised"))
+        if not found.seconds:
+            raise InputError("plan.compile: nothing can be compiled for this task on this machine")
+        return found
+    plain = _measure_each(host, stage, [name for name in TRAINERS if name != "loop"])
+    if not plain.seconds:
+        return Found({"loop": math.nan}, plain.left_out)
     clients = stage.rounds * min(stage.clients_per_round, len(host.client_ids))
     compiling = ["fused"]  # a second, once
-    if clients * min(times.values()) > 10 * _COMPILE_S:
+    if clients * min(plain.seconds.values()) > 10 * _COMPILE_S:
         compiling.append("vectorised")
-    known = [name for name in compiling if name in times]
-    return times | (_measure_compiled(host, stage, known) if known else {})
+    compiled = _measure_compiled(host, stage, [n for n in compiling if n in plain.seconds])
+    # Whose plain form fits is not left out.
+    return Found({**plain.seconds, **compiled.seconds}, plain.left_out)
 
 
-def _measure_compiled(host: Host, stage: TrainStage, names: Iterable[str]) -> dict[str, float]:
-    """Returns seconds per client of the compiled forms that fit; `InputError` if asked in vain."""
-    times: dict[str, float] = {}
+def _measure_compiled(host: Host, stage: TrainStage, names: Iterable[str]) -> Found:
+    if find_compiler() is None:
+        return Found({}, dict.fromkeys(names, "there is no compiler"))
+    seconds, left_out = _measure_each(host, stage, names, compiled=True)
+    return Found({f"{name}+": took for name, took in seconds.items()}, left_out)
+
+
+def _measure_each(
+    host: Host, stage: TrainStage, names: Iterable[str], *, compiled: bool = False
+) -> Found:
+    seconds: dict[str, float] = {}
+    left_out: dict[str, str] = {}
     for name in names:
-        trainer = _made(host, stage, name, compiled=True)
-        seconds = trainer and _seconds(trainer, _trial(host, stage, name))
-        times |= {f"{name}+": seconds} if seconds else {}
-    if host.config.plan.compile and not times:
-        raise InputError("plan.compile: nothing can be compiled for this task on this machine")
-    return times
+        # A compiled form is tried in full: where its plain one is known, so is what it costs.
+        best = math.inf if compiled else min(seconds.values(), default=math.inf)
+        try:
+            trainer = _made(host, stage, name, compiled=compiled)
+            seconds[name] = _seconds(trainer, _trial(host, stage, name), best)
+        except Unfit as error:
+            left_out[name] = str(error)
+    return Found(seconds, left_out)
 
 
-def _candidates(host: Host, stage: TrainStage) -> Iterator[tuple[str, BlockTrainer]]:
-    """Yields the trainers that can train every stage, but for the loop, which is never faster."""
-    rows = stage.local_epochs * int(host.partition.sizes().max())
-    for name in TRAINERS:
-        trainer = _made(host, stage, name, compiled=False)
-        if trainer is not None and (name != "low_rank" or rows <= _MOST_LOW_RANK_ROWS):
-            yield name, trainer
-
-
-def _made(host: Host, stage: TrainStage, name: str, *, compiled: bool) -> BlockTrainer | None:
-    """Returns a trainer of `stage`; None when it cannot train one of the stages."""
-    if name == "loop" or (compiled and find_compiler() is None):
-        return None
+def _made(host: Host, stage: TrainStage, name: str, *, compiled: bool) -> BlockTrainer:
+    """Returns a trainer of `stage`; `Unfit` when it cannot train a stage, or would not pay."""
     make, made = TRAINERS[name], {}
     for own in host.config.learning_stages:
-        try:
-            made[own.name] = make(replace(host.training(own.name), compiled=compiled))
-        except Unfit:
-            return None
+        made[own.name] = make(replace(host.training(own.name), compiled=compiled))
+    rows = stage.local_epochs * int(host.partition.sizes().max())
+    if name == "low_rank" and rows > _MOST_LOW_RANK_ROWS:
+        raise Unfit(f"it pays up to {_MOST_LOW_RANK_ROWS} examples a client, here are {rows}")
     return made[stage.name]
 
 
@@ -139,7 +165,9 @@ def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
     count = {"low_rank": 25, "vectorised": _TRIAL_CLIENTS}.get(name, 2)
     count = min(count, len(host.client_ids), host.config.plan.block_size or count)
     clients = sample_clients(host, count)
-    request = BlockRequest(stage.name, 0, 0, 0, clients, host.task.build(0))
+    params = host.task.build(0)
+    extras = host.training(stage.name).objective(by_autograd).server.init(params)
+    request = BlockRequest(stage.name, 0, 0, 0, clients, params, extras=extras)
     if name == "low_rank":  # its cost grows faster than its examples: tried on whole clients
         return _Trial(request, host.data_of, 1.0)
     most = _TRIAL_BATCHES * stage.batch_size
@@ -159,20 +187,17 @@ def sample_clients(host: Host, count: int) -> tuple[int, ...]:
     return tuple(host.client_ids[place] for place in sorted(chosen.tolist()))
 
 
-def _seconds(trainer: BlockTrainer, trial: _Trial, best: float = math.inf) -> float | None:
-    """Returns seconds per client, the better of two runs; None when the trainer fails.
+def _seconds(trainer: BlockTrainer, trial: _Trial, best: float = math.inf) -> float:
+    """Returns seconds per client, the better of two runs; `Unfit` when the trainer fails.
 
     A trainer that is hopelessly slower than the best on one client is not tried on more.
     """
     single = replace(trial.request, client_ids=trial.request.client_ids[:1])
-    try:
-        # The first run makes what a process makes once: buffers, kernels generated for the shapes.
-        _, alone = _time(trainer, trial, single), _time(trainer, trial, single)
-        if (alone - best) * trial.share > _CALLS_S:
-            return alone
-        _, *runs = (_time(trainer, trial, trial.request) for _ in range(3))
-    except Unfit:
-        return None
+    # The first run makes what a process makes once: buffers, kernels generated for the shapes.
+    _, alone = _time(trainer, trial, single), _time(trainer, trial, single)
+    if (alone - best) * trial.share > _CALLS_S:
+        return alone
+    _, *runs = (_time(trainer, trial, trial.request) for _ in range(3))
     return min(runs)
 
 

@@ -135,9 +135,12 @@ def member_of(
     request: BlockRequest, objective: Objective, server: Broadcast, client_id: int, data: ClientData
 ) -> Member:
     """Returns a client with what it has kept, or with what one begins with."""
-    state = request.states.get(client_id)
-    if state is None:
+    kept = request.states.get(client_id)
+    if kept is None:
         state = objective.init_state(server.params)
+    else:
+        device = next(iter(server.params.values())).device
+        state = {part: to_device(arrays, device) for part, arrays in kept.items()}
     return Member(client_id, (request.stage, request.round, client_id), data, state)
 
 

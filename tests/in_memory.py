@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from clients.host import Host, open_host
 from server.coordinator import StageRun, make_stage_run
 from server.population import merge_hellos
 from shared_models.config import Config, parse_config
 from shared_models.messages import BlockRequest, Reply, Send
+from shared_models.partial import ClientState
 from tests.conftest import DIGITS
 
 Tamper = Callable[[BlockRequest, Reply], Reply]
@@ -24,10 +25,37 @@ def send_to(host: Host, tamper: Tamper = lambda _, reply: reply) -> Send:
 
     def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         for request in requests:
-            trainer = host.trainer(request.stage)
+            trainer = host.trainer(request.stage, host.local_factor(request.stage, request.round))
             yield tamper(request, trainer(request, host.data_of))
 
     return send
+
+
+class Kept:
+    """What clients keep, in a dict by stage and round."""
+
+    def __init__(self) -> None:
+        self._rounds: dict[tuple[str, int], dict[int, ClientState]] = {}
+
+    def load(self, stage: str, number: int, client_ids: Sequence[int]) -> dict[int, ClientState]:
+        newest: dict[int, ClientState] = {}
+        for (own, earlier), states in sorted(self._rounds.items()):
+            newest |= states if own == stage and earlier <= number else {}
+        return {client_id: newest[client_id] for client_id in client_ids if client_id in newest}
+
+    def save(self, stage: str, number: int, states: Mapping[int, ClientState]) -> None:
+        self._rounds.setdefault((stage, number), {}).update(states)
+
+    def rewind(self, stage: str, number: int) -> None:
+        later = [key for key in self._rounds if key[0] == stage and key[1] > number]
+        for key in later:
+            del self._rounds[key]
+
+    def commit(self) -> None:
+        pass
+
+    def prune(self, stage: str, number: int, best: int | None = None) -> None:
+        del stage, number, best
 
 
 def stage_run(config: Config, host: Host) -> StageRun:

@@ -26,9 +26,22 @@ def test_auto_measures_what_fits_and_keeps_the_fastest() -> None:
     assert not measured.plan.is_open
 
 
-def test_what_does_not_fit_is_not_tried() -> None:
+def test_what_does_not_fit_is_not_tried_and_the_plan_says_why() -> None:
     _, host, _ = opened("plan.trainer=auto", "stages.train.local_clip_norm=1.0")
-    assert set(settle(host).seconds) == {"reused", "vectorised"}
+    measured = settle(host)
+    assert set(measured.seconds) == {"reused", "vectorised"}
+    assert measured.describe().endswith(
+        "; not fused, low_rank: its local optimiser does more than step down the gradient)"
+    )
+
+
+@pytest.mark.parametrize("objective", ["fedprox", "scaffold", "fednova", "ditto"])
+def test_every_objective_can_be_planned(objective: str) -> None:
+    _, host, _ = opened("plan.trainer=auto", f"stages.train.objective={objective}")
+    measured = settle(host)
+    assert measured.plan.trainer == "vectorised"
+    why = "its objective does more than descend on the task's loss"
+    assert measured.left_out == dict.fromkeys(("reused", "fused", "low_rank"), why)
 
 
 def test_compiled_kernels_are_only_used_where_they_were_measured() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,12 +17,19 @@ from clients.kernels.compiled import CompiledLastState, find_compiler, library
 from clients.kernels.recurrent import LastState
 from clients.trainers import TRAINERS, make_trainer
 from clients.training import ClientData, Training, Unfit
-from shared_models.arrays import Arrays, global_norm, roles_of, subtract
+from shared_models.arrays import Arrays, global_norm, roles_of, scaled, subtract
 from shared_models.errors import InputError
+from shared_models.gradients import by_autograd
 from shared_models.inputs import InputSpec
 from shared_models.messages import BlockRequest
 from shared_models.noise import Dropout, noise_of
 from shared_models.objectives import Batch
+from shared_models.objectives.choice import MakeObjective
+from shared_models.objectives.ditto import ditto
+from shared_models.objectives.fednova import fednova
+from shared_models.objectives.fedprox import fedprox
+from shared_models.objectives.scaffold import scaffold
+from shared_models.objectives.supervised import supervised
 from shared_models.optimizers import Optimizer
 from shared_models.optimizers.adamw import adamw
 from shared_models.optimizers.clip import clip_by_norm
@@ -143,6 +151,77 @@ def test_noise_statistics_and_any_optimizer_are_the_loops(name: str, optimizer: 
     assert all(row.status == "ok" for row in theirs.rows)
     for key, part in theirs.sums.items():
         torch.testing.assert_close(ours.sums[key].arrays, part.arrays, rtol=1e-9, atol=1e-12)
+
+
+MODELS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "noisy": ("digits-cnn", (7, 4, 10, 6)),
+    "digits-cnn": ("digits-cnn", (7, 4, 9, 1)),
+    "mnist-2nn": ("mnist-2nn", (7, 4, 9, 1)),
+    "watch-lstm": ("watch-lstm", (5, 2, 4, 1)),
+}
+CHOSEN: dict[str, MakeObjective] = {
+    "fedavg": supervised,
+    "fedprox": functools.partial(fedprox, mu=0.5),
+    "scaffold": scaffold,
+    "fednova": functools.partial(fednova, momentum=0.9),
+    "ditto": functools.partial(ditto, strength=0.5),
+}
+
+
+def training_with(objective: str, model: str, personal: tuple[str, ...] = ()) -> Training:
+    task = load_task(MODELS[model][0])
+    task = replace(task, make_model=Noisy) if model == "noisy" else task
+    return training_of(
+        task,
+        momentum(0.1, 0.9) if objective == "fednova" else sgd(0.1),
+        make_objective=CHOSEN[objective],
+        roles=roles_of(task.model(), personal),
+        batch_size=4,
+    )
+
+
+def in_round_two(training: Training, request: BlockRequest, first: Partial) -> BlockRequest:
+    """Asks the clients once more, one of them as if it had not been there before."""
+    server = training.objective(by_autograd).server
+    means = {name: scaled(s.arrays, 1 / s.weight) for name, s in first.sums.items()}
+    _, extras = server.absorb(means, dict(request.extras), 1.0)
+    states = {k: state for k, state in first.states.items() if k != 1}
+    return replace(request, round=2, extras=extras, states=states)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("objective", "personal"),
+    [*((name, ()) for name in CHOSEN), ("fedavg", ("head.",)), ("scaffold", ("encoder.norm.",))],
+)
+def test_every_objective_is_the_loops_when_vectorised(
+    objective: str, personal: tuple[str, ...], model: str
+) -> None:
+    if personal == ("encoder.norm.",) and model != "noisy":
+        return
+    training, sizes = training_with(objective, model, personal), MODELS[model][1]
+    data, params = data_for(training.task, sizes), training.task.build(0)
+    extras = training.objective(by_autograd).server.init(params)
+    ids = tuple(range(len(sizes)))
+    request = BlockRequest("train", 1, 0, 0, ids, params, extras=extras)
+    loop, vectorised = (TRAINERS[name](training) for name in ("loop", "vectorised"))
+    request = in_round_two(training, request, loop(request, data))
+    ours, theirs = vectorised(request, data), loop(request, data)
+    assert [row.status for row in theirs.rows] == ["ok"] * len(sizes)
+    assert set(ours.states) == set(theirs.states)
+    torch.testing.assert_close(
+        ({n: s.arrays for n, s in ours.sums.items()}, ours.states),
+        ({n: s.arrays for n, s in theirs.sums.items()}, theirs.states),
+        rtol=1e-9,
+        atol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("objective", [name for name in CHOSEN if name != "fedavg"])
+@pytest.mark.parametrize("name", ["reused", "fused", "low_rank"])
+def test_who_only_descends_refuses_an_objective_that_does_more(name: str, objective: str) -> None:
+    with pytest.raises(Unfit, match="its objective does more than descend on the task's loss"):
+        TRAINERS[name](training_with(objective, "mnist-2nn"))
 
 
 def test_dropout_differs_by_client_and_round_but_not_by_who_trains() -> None:

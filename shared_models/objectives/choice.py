@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from shared_models.objectives import Ground, Objective
+from shared_models.objectives.ditto import ditto
+from shared_models.objectives.fednova import fednova
+from shared_models.objectives.fedprox import fedprox
+from shared_models.objectives.scaffold import scaffold
 
 if TYPE_CHECKING:
     from shared_models.config import TrainStage
@@ -16,4 +21,11 @@ MakeObjective: TypeAlias = Callable[[Ground], Objective]
 
 def objective_of(stage: TrainStage, task: Task) -> MakeObjective:
     """Returns how a stage's objective is made."""
-    return {"fedavg": task.objective}[stage.objective]
+    made: dict[str, MakeObjective] = {
+        "fedavg": task.objective,
+        "fedprox": functools.partial(fedprox, mu=stage.proximal_mu or 0.0),
+        "scaffold": scaffold,
+        "fednova": functools.partial(fednova, momentum=stage.local_momentum or 0.0),
+        "ditto": functools.partial(ditto, strength=stage.personal_lambda or 0.0),
+    }
+    return made[stage.objective]

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from shared_models.arrays import Arrays, add, subtract, with_role
-from shared_models.objectives import Batch, Ground, Noise, Sums
+from shared_models.noise import noise_of
+from shared_models.objectives import (
+    Batch,
+    Broadcast,
+    Ground,
+    Metrics,
+    Noise,
+    Objective,
+    Sums,
+)
 from shared_models.optimizers import OptimizerState
 from shared_models.partial import ClientState
 
@@ -18,12 +28,18 @@ Correct: TypeAlias = Callable[[Arrays, Arrays], Arrays]
 
 
 class Local(NamedTuple):
-    """A client in training: where it started, where it is."""
+    """A client in training: where it started, where it is, how many steps it has taken."""
 
     start: Arrays
     params: Arrays
     buffers: Arrays
     optimizer: OptimizerState
+    steps: Tensor
+
+    @property
+    def arrays(self) -> Arrays:
+        """The model where it is: what is trained and what is not."""
+        return {**self.params, **self.buffers}
 
 
 def as_it_is(gradient: Arrays, _: Arrays) -> Arrays:
@@ -32,23 +48,41 @@ def as_it_is(gradient: Arrays, _: Arrays) -> Arrays:
 
 
 class LocalTraining:
-    """Steps of an optimiser down the task's loss; personal arrays take them, but stay."""
+    """Steps of an optimiser down the task's loss, by the role of each array.
 
-    def __init__(self, ground: Ground, model: nn.Module) -> None:
+    Trainable arrays move and go up as `delta`, averaged ones go up as `stats`; personal arrays take
+    the same steps, but stay with the client as its state `personal`.
+    """
+
+    def __init__(self, ground: Ground) -> None:
         self._ground = ground
-        self._model = model
-        self._parameters = {name for name, _ in model.named_parameters()}
+        self._model = ground.task.make_model().train()
+        self._parameters = {name for name, _ in self._model.named_parameters()}
+        self._personal = "personal" in ground.roles.values()
 
-    def begin(self, arrays: Arrays) -> Local:
-        """Returns where a client starts that has these arrays."""
+    def objective(self) -> Objective:
+        """Returns the objective that takes these steps and nothing else, for others to vary."""
+        plain = Objective(self.begin, self.step, self.end, noise_of(self._model))
+        if not self._personal:
+            return plain
+        return replace(plain, init_state=self._kept, own_model=_own_arrays)
+
+    def begin(self, server: Broadcast, state: ClientState, _: Batch) -> Local:
+        """Returns a client at the server's weights, its personal arrays at its own."""
+        arrays = _own_arrays(server.params, state) if self._personal else server.params
+        return self.start(arrays)
+
+    def start(self, arrays: Arrays) -> Local:
+        """Returns a client that has taken no step from these arrays."""
         params = {name: arrays[name] for name in arrays if name in self._parameters}
         buffers = {name: tensor for name, tensor in arrays.items() if name not in params}
-        return Local(arrays, params, buffers, self._ground.optimizer.init(params))
+        none_yet = next(iter(params.values())).new_zeros(())
+        return Local(arrays, params, buffers, self._ground.optimizer.init(params), none_yet)
 
     def step(
         self, local: Local, batch: Batch, noise: Noise, correct: Correct = as_it_is
-    ) -> tuple[Local, Tensor]:
-        """Takes one step; returns also the loss, the mean over the batch."""
+    ) -> tuple[Local, Metrics]:
+        """Takes one step; the metric is the loss, the mean over the batch."""
 
         def loss_of(params: Arrays) -> tuple[Tensor, Arrays]:
             # BatchNorm writes its statistics in place: it gets its own copy, returned as a value.
@@ -59,25 +93,22 @@ class LocalTraining:
         slope, loss, buffers = self._ground.gradient(loss_of, local.params)
         slope = correct(slope, local.params)
         change, state = self._ground.optimizer.update(slope, local.optimizer, local.params)
-        return Local(local.start, add(local.params, change), buffers, state), loss
+        params = add(local.params, change)
+        return Local(local.start, params, buffers, state, local.steps + 1), {"loss": loss}
 
-    def sums(self, local: Local) -> Sums:
-        """Returns the standard sums: `delta` and `stats`."""
-        roles = self._ground.roles
-        trained = with_role(local.params, roles, "trainable")
-        stats = with_role(local.buffers, roles, "averaged")
-        return {"delta": subtract(trained, local.start), "stats": stats}
+    def end(self, local: Local) -> tuple[Sums, ClientState, Metrics]:
+        """Returns the standard sums, and the personal arrays as state where there are some."""
+        stats = with_role(local.buffers, self._ground.roles, "averaged")
+        sums = {"delta": subtract(self.shared(local.params), local.start), "stats": stats}
+        return sums, self._kept(local.arrays) if self._personal else {}, {}
 
-    def kept(self, local: Local) -> ClientState:
-        """Returns the client's personal arrays as its state."""
-        return personal_state(self._ground, {**local.params, **local.buffers})
+    def shared(self, arrays: Arrays) -> Arrays:
+        """Returns the trainable ones: what clients learn together."""
+        return with_role(arrays, self._ground.roles, "trainable")
 
-
-def personal_state(ground: Ground, arrays: Mapping[str, Tensor]) -> ClientState:
-    """Returns the personal ones among the arrays as a client's state."""
-    return {"personal": with_role(arrays, ground.roles, "personal")}
+    def _kept(self, arrays: Arrays) -> ClientState:
+        return {"personal": with_role(arrays, self._ground.roles, "personal")}
 
 
-def own_arrays(params: Arrays, state: ClientState) -> Arrays:
-    """Returns the server's arrays with the client's personal ones in their place."""
+def _own_arrays(params: Arrays, state: ClientState) -> Arrays:
     return {**params, **state["personal"]}

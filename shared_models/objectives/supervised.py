@@ -10,41 +10,14 @@ its own.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 
-from shared_models.noise import noise_of
-from shared_models.objectives import (
-    Batch,
-    Broadcast,
-    Ground,
-    Metrics,
-    Noise,
-    Objective,
-    Sums,
-)
-from shared_models.objectives.local import Local, LocalTraining, own_arrays, personal_state
-from shared_models.partial import ClientState
+from shared_models.objectives import Ground, Objective
+from shared_models.objectives.local import LocalTraining
 
 
 def supervised(ground: Ground) -> Objective:
     """Returns the objective that descends on the task's loss; sums are `delta` and `stats`."""
-    model = ground.task.make_model().train()
-    training = LocalTraining(ground, model)
-    personal = "personal" in ground.roles.values()
-
-    def begin(server: Broadcast, state: ClientState, _: Batch) -> Local:
-        return training.begin(own_arrays(server.params, state) if personal else server.params)
-
-    def step(local: Local, batch: Batch, noise: Noise) -> tuple[Local, Metrics]:
-        local, loss = training.step(local, batch, noise)
-        return local, {"loss": loss}
-
-    def end(local: Local) -> tuple[Sums, ClientState, Metrics]:
-        return training.sums(local), training.kept(local) if personal else {}, {}
-
-    plain = Objective(begin, step, end, noise_of(model), descent=ground.optimizer)
-    if not personal:
-        return plain
-    init_state = functools.partial(personal_state, ground)
-    return replace(plain, init_state=init_state, own_model=own_arrays, descent=None)
+    plain = LocalTraining(ground).objective()
+    # A trainer that takes the steps in another way would not know what stays with a client.
+    return plain if plain.keeps_state else replace(plain, descent=ground.optimizer)
