@@ -34,11 +34,12 @@ _OFFLINE = {
 def check(config: Config) -> None:
     """Raises `InputError` or `DataError` when a run could not even start; nothing is written."""
     from clients.host import open_host
-    from server.evaluation import evaluation_split, pick_device
+    from server.device import check_devices
+    from server.evaluation import evaluation_split
 
     host = open_host(config)
     evaluation_split(config, host.task)
-    pick_device(config.evaluate.device)
+    check_devices(config)
     for stage in config.learning_stages:
         host.trainer(stage.name)
 

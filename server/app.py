@@ -13,11 +13,13 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
+from server.device import check_devices
 from server.events import Notice, Observer
 from server.manifest import Engine
 from server.plain import print_event
-from server.run import Transport, learn, open_run
+from server.run import learn, open_run
 from server.run_folder import new_run_folder
+from server.stage import Transport
 from shared_models.config import BUILTIN, parse_config
 from shared_models.errors import RoundError, UpdateError
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply, Send
@@ -44,6 +46,7 @@ def make_app(observe: Observer = print_event) -> ServerApp:
         torch.set_num_threads(1)  # as in the workers: one engine may not sum in another order
         settings = context.run_config
         config = parse_config(str(settings.get("config") or BUILTIN), "run config")
+        check_devices(config)
         # Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
         config = config.model_copy(update={"plan": config.plan.settled()})
         given = settings.get("out")

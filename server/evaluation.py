@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, TypeAlias
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from shared_models.arrays import Arrays
 from shared_models.config import Config
@@ -16,6 +19,9 @@ from shared_models.errors import InputError
 from shared_models.task import Task
 
 Evaluator: TypeAlias = Callable[[Arrays], dict[str, float]]
+
+# Prepared examples up to this size stay on their device from one evaluation to the next.
+_KEPT_BYTES = {"cpu": 2**28, "cuda": 2**32}
 
 
 def evaluation_split(config: Config, task: Task) -> Split | None:
@@ -51,34 +57,89 @@ def pick_device(asked: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
     return torch.device(asked)
 
 
-def make_evaluator(task: Task, split: Split, device: torch.device, batch_size: int) -> Evaluator:
-    """Returns a function from weights to `loss` and the task's metrics, means over all examples."""
+def evaluator_of(config: Config, task: Task) -> Evaluator | None:
+    """Returns what measures the model as the config says, or None when the server does not."""
+    split, asked = evaluation_split(config, task), config.evaluate
+    if split is None:
+        return None
+    autocast = None if asked.autocast == "none" else getattr(torch, asked.autocast)
+    return make_evaluator(task, split, pick_device(asked.device), asked.batch_size, autocast)
+
+
+def make_evaluator(
+    task: Task,
+    split: Split,
+    device: torch.device,
+    batch_size: int,
+    autocast: torch.dtype | None = None,
+) -> Evaluator:
+    """Returns a function from weights to `loss` and the task's metrics, means over all examples.
+
+    With `autocast` the model runs in that dtype where torch deems it safe; what it returns is
+    measured in the dtype of the weights.
+    """
     model = task.model().eval().to(device)
+    batches = _batches(task, split, device, batch_size)
 
     @torch.inference_mode()
     def evaluate(params: Arrays) -> dict[str, float]:
         weights = {name: _to(device, tensor) for name, tensor in params.items()}
         dtype = next(iter(weights.values())).dtype
-        totals: dict[str, float] = {}
-        for start in range(0, len(split), batch_size):
-            index = np.arange(start, min(start + batch_size, len(split)))
-            x = _to(device, torch.from_numpy(task.input.prepare(split.x[index])))
-            y = torch.from_numpy(split.y[index]).to(device)
-            outputs = task.apply(model, weights, x.to(dtype) if x.is_floating_point() else x)
-            for name, value in _totals(task, outputs, y).items():
-                totals[name] = totals.get(name, 0.0) + value
-        return {name: total / len(split) for name, total in totals.items()}
+        found: list[dict[str, Tensor]] = []
+        sizes: list[int] = []
+        for x, y in batches():
+            inputs = x.to(dtype) if x.is_floating_point() else x
+            with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                outputs = task.apply(model, weights, inputs)
+            found.append(_measured(task, outputs.to(dtype), y))
+            sizes.append(len(y))
+        return _means(found, sizes)
 
     return evaluate
 
 
-def _totals(task: Task, outputs: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
-    metrics = task.metrics(outputs, y)
-    loss = float(task.loss(outputs, y)) * len(y)
-    return {"loss": loss, **{name: float(values.sum()) for name, values in metrics.items()}}
+def _batches(
+    task: Task, split: Split, device: torch.device, size: int
+) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
+    """Returns what yields all examples on the device: made ready once where they may stay there."""
+
+    def stream() -> Iterator[tuple[Tensor, Tensor]]:
+        for start in range(0, len(split), size):
+            index = np.arange(start, min(start + size, len(split)))
+            x, y = task.input.prepare(split.x[index]), split.y[index]
+            yield _to(device, _own(x, device)), _to(device, _own(y, device))
+
+    example = math.prod(task.input.shape) * np.dtype(task.input.dtype).itemsize
+    if len(split) * example > _KEPT_BYTES.get(device.type, _KEPT_BYTES["cpu"]):
+        return stream
+    kept = list(stream())
+    return lambda: kept
 
 
-def _to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+def _own(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Returns a copy in torch's memory; for a GPU it is pinned, so that nobody waits for it."""
+    # numpy aligns memory less: sums in a CPU's products depend on that.
+    return torch.tensor(values, pin_memory=device.type == "cuda")
+
+
+def _measured(task: Task, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Returns a batch's mean loss and the sums of its metrics, where they are: nobody waits."""
+    sums = {name: values.sum() for name, values in task.metrics(outputs, y).items()}
+    return {"loss": task.loss(outputs, y), **sums}
+
+
+def _means(found: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> dict[str, float]:
+    """Returns means over all examples of what batches of these sizes have given."""
+    means: dict[str, float] = {}
+    for name in found[0]:
+        total = 0.0
+        for value, size in zip(torch.stack([f[name] for f in found]).tolist(), sizes, strict=True):
+            total += value * size if name == "loss" else value
+        means[name] = total / sum(sizes)
+    return means
+
+
+def _to(device: torch.device, tensor: Tensor) -> Tensor:
     # Channels last: torch pools such images with vector instructions, five times faster on a CPU.
     layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
-    return tensor.to(device, memory_format=layout)
+    return tensor.to(device, memory_format=layout, non_blocking=device.type == "cuda")

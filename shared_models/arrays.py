@@ -108,8 +108,8 @@ def size_bytes(arrays: Mapping[str, Tensor]) -> int:
 
 
 def serialize(arrays: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """Returns the arrays in safetensors format; equal arrays give equal bytes."""
-    return save({name: tensor.contiguous() for name, tensor in arrays.items()}, metadata)
+    """Returns the arrays in safetensors format, from any device; equal arrays give equal bytes."""
+    return save({name: tensor.cpu().contiguous() for name, tensor in arrays.items()}, metadata)
 
 
 def digest(arrays: Mapping[str, Tensor]) -> str:

@@ -56,6 +56,9 @@ class Evaluate(Table):
     batch_size: Count = 100
     """Small batches stay in a CPU's cache; a GPU wants thousands."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the server evaluates; `auto`: on a GPU where there is one."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Lower precision inside the model; the loss and the metrics are float32 all the same."""
 
     @field_validator("data")
     @classmethod

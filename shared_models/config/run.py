@@ -34,6 +34,8 @@ class Config(Table):
     client_deadline_s: Positive | None = None
     """For `ray`: a client that takes longer is cut off; absent: none is. A worker's first block has
     its warm-up in it, with compiled kernels up to twenty seconds."""
+    server_device: Literal["cpu", "cuda"] = "cpu"
+    """Where the server folds updates and steps. It decides bytes, so it is never chosen for you."""
     keep_checkpoints: Count = 2
     data: Data
     evaluate: Evaluate = Evaluate()
@@ -67,6 +69,15 @@ class Config(Table):
             raise ValueError("stages: one export stage is enough: it takes several formats")
         if "export" in kinds and self.evaluate.data == "none":
             raise ValueError("evaluate.data: contradicts the export stage, which needs test data")
+        return self
+
+    @model_validator(mode="after")
+    def _autocast_does_something(self) -> Self:
+        if self.evaluate.autocast != "none" and self.plan.dtype == "float64":
+            raise ValueError(
+                f"evaluate.autocast: {self.evaluate.autocast!r} contradicts plan.dtype 'float64', "
+                "which torch never lowers"
+            )
         return self
 
     @model_validator(mode="after")
