@@ -78,6 +78,8 @@ def _requests(run: StageRun, result: RoundResult, fraction: float) -> list[Block
 def _check(request: BlockRequest, partial: Partial, examples_of: Mapping[int, int]) -> None:
     if tuple(row.client_id for row in partial.rows) != request.client_ids:
         raise UpdateError("the reply is about other clients")
+    if partial.sums or partial.singles or partial.states:
+        raise UpdateError("the reply holds more than metrics")
     for row in (row for row in partial.rows if row.status == "ok"):
         check_metrics(row.metrics)
         if row.examples != examples_of[row.client_id]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -71,6 +72,9 @@ def check_partial(partial: Partial, request: BlockRequest, expected: Expected) -
     good = [row for row in partial.rows if row.status == "ok"]
     for row in good:
         _check_row(row, expected.examples[row.client_id])
+    if partial.sums if expected.singles else partial.singles:
+        asked, came = ("single", "sums of") if expected.singles else ("sums of", "single")
+        raise UpdateError(f"expected {asked} updates, got {came} updates")
     if expected.singles:
         _check_singles(partial, len(good), expected)
     else:
@@ -106,7 +110,7 @@ def _check_singles(partial: Partial, count: int, expected: Expected) -> None:
     # `expand` takes no memory: the shape is all that is looked at.
     like = {n: t.expand(count, *t.shape) for n, t in expected.params.items()}
     check_arrays(partial.singles, expected.sums, like, expected.roles)
-    flat = [t.reshape(count, -1 if count else 1) for t in partial.singles["delta"].values()]
+    flat = [t.reshape(count, math.prod(t.shape[1:])) for t in partial.singles["delta"].values()]
     norms = torch.stack([t.double().square().sum(1) for t in flat]).sum(0).sqrt()
     if bool((norms > expected.max_update_norm).any()):
         bound = expected.max_update_norm

@@ -258,7 +258,9 @@ def _integers(record: ConfigRecord, key: str) -> tuple[int, ...]:
 def _integer(value: Any) -> int:
     if isinstance(value, bool):
         raise UpdateError("expected int, got bool")
-    return _typed(int, value)
+    if not -(2**63) <= _typed(int, value) < 2**63:  # Flower carries larger ones, no file of ours
+        raise UpdateError(f"the integer {value} takes more than 64 bits")
+    return int(value)
 
 
 def _typed(kind: type[_T], value: Any) -> _T:

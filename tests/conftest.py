@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# For a long look: pytest --hypothesis-profile thorough tests/test_hostile_messages.py
+hypothesis.settings.register_profile("thorough", max_examples=5000)
 
 ROOT = Path(__file__).parent.parent
 
