@@ -6,6 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from server.aggregators import Aggregator
+from server.aggregators.geometric_median import geometric_median
+from server.aggregators.krum import krum, multi_krum
+from server.aggregators.median import median
+from server.aggregators.trimmed_mean import trimmed_mean
 from server.aggregators.weighted_mean import weighted_mean
 from server.optimizers.adagrad import adagrad
 from server.optimizers.adam import adam
@@ -46,9 +50,15 @@ def parts_of(stage: TrainStage, task: Task, roles: Mapping[str, Role]) -> Parts:
 
 def aggregator_of(stage: TrainStage) -> Aggregator:
     """Returns what makes one update of many."""
+    malicious = stage.byzantine_fraction or 0.0
     made: dict[str, Callable[[], Aggregator]] = {
         "weighted_mean": weighted_mean,
         "clipped_mean": weighted_mean,  # each update is clipped before its block is summed
+        "median": median,
+        "trimmed_mean": lambda: trimmed_mean(stage.trim_fraction or 0.0),
+        "krum": lambda: krum(malicious),
+        "multi_krum": lambda: multi_krum(malicious),
+        "geometric_median": geometric_median,
     }
     return made[stage.aggregator]()
 

@@ -1,0 +1,37 @@
+"""The coordinate-wise trimmed mean.
+
+Yin et al., "Byzantine-robust distributed learning: towards optimal statistical rates", ICML 2018,
+Definition 2 and Algorithm 1, option II, here on deltas, where the paper has gradients:
+
+    g_j = mean of x_ij over i, without the floor(beta * k) smallest and as many largest
+
+The paper drops the fraction beta and does not say what becomes of a part of a client; like scipy
+and Flower's FedTrimmedAvg we round down. Flower works on whole models in their dtype, and rounds
+the product as floats have it: 0.29 of 100 clients are 28 there, 29 here.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from server.aggregators import Aggregator
+from server.aggregators.stacked import check_fraction, coordinate_wise, middle, share_of
+
+
+def trimmed_mean(fraction: float) -> Aggregator:
+    """Returns the aggregator; all clients count alike, however many examples they have.
+
+    Args:
+        fraction: `beta`, the share of values dropped at each end, in [0, 1/2).
+
+    Raises:
+        InputError: when `fraction` is not in there.
+    """
+    check_fraction("trim_fraction", fraction)
+
+    def rule(block: Tensor) -> Tensor:
+        return middle(block, math.floor(share_of(len(block), fraction)))
+
+    return coordinate_wise(rule)
