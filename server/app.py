@@ -17,9 +17,8 @@ from server.device import check_devices
 from server.events import Notice, Observer
 from server.manifest import Engine
 from server.plain import print_event
-from server.run import learn, open_run
+from server.run import Transport, learn, open_run
 from server.run_folder import new_run_folder
-from server.stage import Transport
 from shared_models.config import BUILTIN, parse_config
 from shared_models.errors import RoundError, UpdateError
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply, Send

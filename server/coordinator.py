@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
+import torch
 
+from server.aggregators.placed import placed_on
 from server.cohort import Cohort, draw_cohort
+from server.device import HOST, on_device, on_host, server_device
 from server.evaluation import Evaluator
 from server.events import BlockFinished, Notice, Observer
 from server.fold import Expected, Fold, check_partial, fold_reply
@@ -38,6 +41,7 @@ class StageRun:
     evaluate: Evaluator | None
     parts: Parts
     states: StateStore | None = None
+    device: torch.device = HOST
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,14 @@ def make_stage_run(
     population: Population,
     evaluate: Evaluator | None,
 ) -> StageRun:
-    """Returns a stage's parts, as its config asks for them."""
-    roles = roles_of(task.model(), stage.personal)
+    """Returns a stage's parts, as its config asks for them.
+
+    Raises `InputError` when the device of the server is not there.
+    """
+    roles, device = roles_of(task.model(), stage.personal), server_device(config)
     parts = parts_of(stage, task, roles)
-    return StageRun(config, stage, roles, population, evaluate, parts)
+    parts = replace(parts, aggregator=placed_on(device, parts.aggregator))
+    return StageRun(config, stage, roles, population, evaluate, parts, device=device)
 
 
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:
@@ -199,8 +207,12 @@ def step(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
     """Returns the state after the server optimiser's step, by the role of each array.
 
     Trainable arrays move by the optimiser's step on `-mean(delta)`, averaged ones become the mean
-    of the clients', carried and personal ones stay.
+    of the clients', carried and personal ones stay. It is done on the server's device.
     """
+    return on_host(_stepped(run, on_device(state, run.device), fold))
+
+
+def _stepped(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
     number = state.round + 1
     means = run.parts.aggregator.finish(fold.aggregate)
     share = fold.usable / len(run.population)
