@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,11 @@ from server.device import check_devices
 from server.events import Notice, Observer
 from server.manifest import Engine
 from server.plain import print_event
-from server.run import Transport, learn, open_run
+from server.run import learn, open_run
 from server.run_folder import new_run_folder
+from server.stage import Transport
 from shared_models.config import BUILTIN, parse_config
-from shared_models.errors import RoundError, UpdateError
+from shared_models.errors import RoundError, UpdateError, one_line
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply, Send
 from shared_models.wire import (
     EVALUATE_BLOCK,
@@ -115,7 +117,8 @@ def _messages(
         node = nodes[place % len(nodes)] if request.node is None else request.node
         content = encode_request(request, broadcast)
         ttl = None if patience is None else patience * len(request.client_ids)
-        yield Message(content, node, kind, group_id=str(place), ttl=ttl)
+        # Unguessable: a node is told its own messages' only, so that none answers for another.
+        yield Message(content, node, kind, group_id=secrets.token_hex(16), ttl=ttl)
 
 
 def _noted(messages: Iterable[Message], sent: list[str]) -> Iterator[Message]:
@@ -127,20 +130,20 @@ def _noted(messages: Iterable[Message], sent: list[str]) -> Iterator[Message]:
 def _in_order(sent: Sequence[str], answers: Iterable[Message]) -> Iterator[Reply]:
     """Yields a reply per message sent, in their order, holding back those that come early.
 
-    Flower copies a message's group id into its reply, errors included: it is the request's place.
+    Flower copies a message's group id into its reply, errors included. `sent` are the group ids of
+    the messages that were taken so far.
     """
     early: dict[str, Message] = {}
     waiting = iter(answers)
     for place in itertools.count():
-        key = str(place)
-        while key not in early and (answer := next(waiting, None)) is not None:
+        while early.keys().isdisjoint(sent[place : place + 1]):
+            if (answer := next(waiting, None)) is None:
+                break
             early.setdefault(answer.metadata.group_id, answer)
-        if key in early:
-            yield _reply(early.pop(key))
-        elif place < len(sent):
-            yield BlockFailure("no reply came")
-        else:
+        if place >= len(sent):
             return
+        answer = early.pop(sent[place], None)
+        yield BlockFailure("no reply came") if answer is None else _reply(answer)
 
 
 def _reply(answer: Message) -> Reply:
@@ -154,7 +157,7 @@ def _reply(answer: Message) -> Reply:
 
 def _reason(answer: Message) -> str:
     lines = (answer.error.reason or "").strip().splitlines()
-    return lines[-1] if lines else f"Flower error {answer.error.code}"
+    return one_line(lines[-1]) if lines else f"Flower error {answer.error.code}"
 
 
 app = make_app()

@@ -19,21 +19,23 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from deploy.engines.grid import LocalGrid
 from server.aggregators.median import median
 from server.aggregators.weighted_mean import weighted_mean
+from server.app import make_transport
 from server.client_evaluation import measure_on_clients
 from server.coordinator import begin_stage, run_round
 from server.fold import Expected, Fold, check_partial, fold_reply
 from server.patience import merged
 from shared_models.arrays import Arrays
 from shared_models.errors import UpdateError
-from shared_models.messages import BlockRequest, Hello, Reply
+from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
 from shared_models.partial import STANDARD_SUMS, Partial, Row, Sum
 from shared_models.wire import (
     decode_arrays,
@@ -422,6 +424,27 @@ def test_a_surprise_costs_its_client_not_the_run(surprise: str) -> None:
     assert (failure.client_id, failure.status) == (FIRST, "refused")
     assert record.to_json()
     assert not run_round(run, state, send, lambda _: None).record.failures
+
+
+class Forged(LocalGrid):
+    """The second of two messages is answered first, in the name of the first as far as one can."""
+
+    engine = "forged"
+
+    def _answer(self, messages: Iterator[Message]) -> Iterator[Message]:
+        first, second = messages
+        forged = Message(encode_partial(SINGLE), reply_to=second)
+        forged.metadata.group_id = "0"
+        yield forged
+        yield Message(encode_partial(SUMMED), reply_to=first)
+
+
+def test_nobody_answers_for_another() -> None:
+    train = make_transport(Forged({})).train
+    mine, other = train([REQUEST, replace(REQUEST, block=1)])
+    assert isinstance(mine, Partial)
+    assert set(mine.sums) == {"delta", "stats"}
+    assert other == BlockFailure("no reply came")
 
 
 def test_measurements_hold_nothing_but_metrics() -> None:
