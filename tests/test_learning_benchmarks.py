@@ -1,0 +1,161 @@
+"""The benchmarks of accuracy: what they ask for, what they tell, and that they go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import algorithms, attack
+from benchmarks.learning import Curve, Kept, learn, learn_all, open_kept
+from benchmarks.plot import save
+from shared_models.config import Config
+from shared_models.datasets.load import load_dataset
+from shared_models.errors import InputError
+
+ATTACK = attack.Setting("digits-cnn", clients=10, cohort=10, examples=20, rounds=2)
+SKEW = algorithms.Setting("digits-cnn", "digits", clients=8, cohort=4, max_examples=40, rounds=2)
+
+
+def flat(accuracy: float, rounds: int = 20) -> Curve:
+    return Curve((accuracy,) * rounds)
+
+
+def never(_: str) -> None:
+    raise AssertionError("nothing was to be run")
+
+
+def tuned(favourites: dict[str, algorithms.Numbers]) -> dict[str, Curve]:
+    return {
+        algorithms.run_name(name, numbers, None): flat(0.9 if numbers == favourites[name] else 0.5)
+        for name in algorithms.ALGORITHMS
+        for numbers in algorithms.grid(name)
+    }
+
+
+def test_every_fifth_client_attacks_and_a_clean_run_has_no_faults() -> None:
+    clean, attacked, *_ = (attack.config_of(case, attack.Setting()) for case in attack.CASES)
+    assert not clean.faults.there_are_some
+    assert attacked.faults.sign_flip == tuple(range(0, 100, 5))
+    assert attacked.faults.sign_flip_scale == 4.0
+    assert clean.learning_stages == attacked.learning_stages
+
+
+def test_every_aggregator_is_attacked() -> None:
+    stages = [attack.config_of(case, ATTACK).learning_stages[0] for case in attack.CASES]
+    assert len({stage.aggregator for stage in stages}) == 7
+    assert len({case.name for case in attack.CASES}) == len(attack.CASES)
+
+
+def test_a_tiny_attack_runs() -> None:
+    case = next(case for case in attack.CASES if case.name == "median")
+    curve = learn(attack.config_of(case, ATTACK))
+    assert len(curve.accuracy) == 2
+    assert curve.most_injected == 2
+    assert curve.broke is None
+
+
+def test_points_lost_are_against_nobody_attacking() -> None:
+    curves = {case.name: flat(0.88) for case in attack.CASES}
+    curves |= {attack.CLEAN: flat(0.9), "mean": Curve((0.1,), broke="it diverged")}
+    rows = {row["case"]: row for row in attack.summary(curves)}
+    assert rows["median"]["points_lost"] == 2.0
+    assert rows["mean"]["accuracy"] == 0.0
+    lines = attack.table(list(rows.values())).splitlines()
+    assert "broke off" in lines[3]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_the_plot_names_its_curves_and_has_equal_bytes_twice(tmp_path: Path) -> None:
+    curves = {case.name: flat(0.5) for case in attack.CASES}
+    files = [tmp_path / name for name in ("one.svg", "two.svg")]
+    for file in files:
+        save(attack.draw(curves, ATTACK), file, "accuracy")
+    one, two = (file.read_text() for file in files)
+    assert all(case.name in one for case in attack.CASES if case.colour)
+    assert one == two
+
+
+def test_a_run_that_breaks_off_is_told_and_counts_as_nothing() -> None:
+    config = attack.config_of(attack.CASES[0], replace(ATTACK, local_learning_rate=1e6))
+    curve = learn(config)
+    assert "none of 10 clients sent a usable update" in (curve.broke or "")
+    assert curve.at_end(1) == 0.0
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    wanted = {"run": attack.config_of(attack.CASES[0], ATTACK)}
+    told: list[str] = []
+    done = learn_all(wanted, open_kept(tmp_path / "own.json", {"rounds": 2}), 1, told.append)
+    assert len(told) == 1
+    again = open_kept(tmp_path / "own.json", {"rounds": 2})
+    assert again.curves == done.curves
+    assert learn_all(wanted, again, 1, never).curves == done.curves
+    with pytest.raises(InputError, match="another protocol"):
+        open_kept(tmp_path / "own.json", {"rounds": 3})
+
+
+@pytest.mark.slow
+def test_runs_at_the_same_time_give_the_same_curves(tmp_path: Path) -> None:
+    cases = attack.CASES[:2]
+    wanted: dict[str, Config] = {case.name: attack.config_of(case, ATTACK) for case in cases}
+    kept = learn_all(wanted, Kept(tmp_path / "own.json", {}, {}), 2, lambda _: None)
+    assert kept.curves == {name: learn(config) for name, config in wanted.items()}
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_all_algorithms_get_nine_settings_that_the_config_takes(name: str) -> None:
+    tried = list(algorithms.grid(name))
+    assert len(tried) == 9
+    configs = [algorithms.config_of(name, own, SKEW, "digits", seed=1) for own in tried]
+    assert len({config.learning_stages[0] for config in configs}) == 9
+    assert {config.seed for config in configs} == {1}
+
+
+@pytest.mark.parametrize("name", algorithms.ALGORITHMS)
+def test_every_algorithm_runs(name: str) -> None:
+    numbers = next(algorithms.grid(name))
+    curve = learn(algorithms.config_of(name, numbers, SKEW, "digits", seed=1))
+    assert len(curve.accuracy) == 2
+    assert curve.broke is None
+
+
+def test_tuning_sees_training_examples_alone(tmp_path: Path) -> None:
+    algorithms.hold_out("digits", tmp_path / "own.npz", count=100)
+    whole, own = load_dataset("digits").train, load_dataset(str(tmp_path / "own.npz"))
+    assert own.test is not None
+    assert (len(own.train), len(own.test)) == (len(whole) - 100, 100)
+    together = np.concatenate([np.asarray(own.train.x), np.asarray(own.test.x)])
+    assert sorted(row.tobytes() for row in together) == sorted(
+        row.tobytes() for row in np.asarray(whole.x)
+    )
+
+
+def test_the_best_setting_is_kept_and_edges_are_told() -> None:
+    middle = {name: list(algorithms.grid(name))[4] for name in algorithms.ALGORITHMS}
+    curves = tuned(middle)
+    assert {name: algorithms.best(name, curves) for name in algorithms.ALGORITHMS} == middle
+    assert algorithms.at_edge("FedProx", middle["FedProx"]) == []
+    corner = {"local_learning_rate": 0.3, "proximal_mu": 0.1}
+    assert algorithms.at_edge("FedProx", corner) == ["local_learning_rate"]
+
+
+def test_gains_are_taken_seed_by_seed() -> None:
+    favourites = {name: next(algorithms.grid(name)) for name in algorithms.ALGORITHMS}
+    curves = tuned(favourites)
+    for name, numbers in favourites.items():
+        for seed, accuracy in ((1, 0.6), (2, 0.8)):
+            better = 0.05 * seed if name == "FedAdam" else 0.0
+            curves[algorithms.run_name(name, numbers, seed)] = flat(accuracy + better)
+    rows = {row["algorithm"]: row for row in algorithms.summary(curves, (1, 2))}
+    assert rows["FedAdam"]["gains"] == [5.0, 10.0]
+    assert rows["FedProx"]["gains"] == [0.0, 0.0]
+    assert rows["FedAvg"]["mean"] == 0.7
+    assert rows["FedAvg"]["validation"] == 0.9
+    lines = algorithms.table(list(rows.values())).splitlines()
+    assert "+5.0 +10.0" in next(line for line in lines if "FedAdam" in line)
+    assert len({len(line) for line in lines}) == 1
+    json.dumps(list(rows.values()))
