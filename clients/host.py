@@ -96,7 +96,7 @@ class Host:
     def trainer(self, stage_name: str, factor: float = 1.0) -> BlockTrainer:
         """Returns what trains blocks of a stage, as the plan says."""
         training, faults = self.training(stage_name, factor), self.config.faults
-        make = functools.partial(make_trainer, self.config.plan.settled().trainer)
+        make = functools.partial(make_trainer, self.config.plan.trainer)
         return with_faults(faults, training, make) if faults.there_are_some else make(training)
 
     def evaluator(self, stage_name: str) -> BlockEvaluator:

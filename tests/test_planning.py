@@ -70,6 +70,15 @@ def test_blocks_share_the_cohort_evenly_and_stay_small(cohort: int) -> None:
         assert size == cohort or size * 2 >= min(most, cohort) / 2
 
 
+def test_an_objective_that_not_all_can_train_runs_when_its_plan_is_open(
+    digits_toml: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    objective = ("-s", "stages.train.objective=scaffold")
+    assert run(["simulate", str(digits_toml), "--out", str(out), *AUTO, *objective]) == 0
+    assert RunFolder(out).config().plan.trainer in {"loop", "vectorised"}
+
+
 def test_the_plan_is_in_the_folder_and_a_rerun_and_a_resume_use_it(
     digits_toml: Path, tmp_path: Path
 ) -> None:
