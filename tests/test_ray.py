@@ -300,6 +300,7 @@ def test_only_the_client_that_hangs_is_left_out(cluster: int, tmp_path: Path) ->
     assert record["failures"] == [
         {"client_id": HANGS, "status": "failed", "reason": "cut off after 3 s"}
     ]
+    assert record["repeatable"] is False
 
 
 def test_clients_of_a_lost_block_come_together_again() -> None:
