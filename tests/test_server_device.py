@@ -21,7 +21,7 @@ from server.coordinator import begin_stage, run_round
 from server.device import HOST
 from server.evaluation import evaluation_split, evaluator_of, make_evaluator
 from server.parts import aggregator_of
-from shared_models.arrays import Arrays
+from shared_models.arrays import Arrays, in_dtype
 from shared_models.config import Config, parse_config, to_toml
 from shared_models.config.parts import AggregatorName
 from shared_models.datasets.dataset import Split
@@ -221,3 +221,19 @@ def test_the_config_says_how_the_server_evaluates() -> None:
         assert evaluate is not None
         assert evaluate(params) == make_evaluator(task, split, HOST, 100, dtype)(params)
     assert evaluator_of(config_of("evaluate.data=none"), task) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_fold_leaves_partials_as_they_are(dtype: torch.dtype) -> None:
+    for name in AGGREGATORS:
+        blocks = [replace(p, sums=in_dtype_of(p, dtype)) for p in partials()]
+        before = [p.sums["delta"].arrays["w"].clone() for p in blocks]
+        rule = aggregator(name)
+        rule.finish(functools.reduce(rule.add, blocks, rule.init()))
+        assert all(
+            p.sums["delta"].arrays["w"].equal(b) for p, b in zip(blocks, before, strict=True)
+        )
+
+
+def in_dtype_of(partial: Partial, dtype: torch.dtype) -> dict[str, Sum]:
+    return {n: Sum(in_dtype(own.arrays, dtype), own.weight) for n, own in partial.sums.items()}

@@ -14,6 +14,8 @@ from shared_models.partial import Partial
 class Aggregator:
     """`finish(add(add(init(), partial), partial))` is the aggregate of each named sum.
 
+    `add` may write into the aggregate that it is given, never into a partial.
+
     With `needs_singles` its partials hold every client's update (`Partial.singles`), no sums.
     """
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from server.aggregators import Aggregator
-from shared_models.arrays import Arrays, cast, scaled
+from shared_models.arrays import Arrays, scaled
 from shared_models.partial import Partial, Sum
 
 
@@ -28,10 +28,12 @@ def _add(total: Mapping[str, Sum], partial: Partial) -> Mapping[str, Sum]:
 
 def _merge(total: Sum | None, part: Sum) -> Sum:
     if total is None:
-        return Sum(cast(part.arrays, torch.float64), part.weight)
-    # One pass: float64 + float32 is float64.
-    arrays = {name: tensor + part.arrays[name] for name, tensor in total.arrays.items()}
-    return Sum(arrays, total.weight + part.weight)
+        own = {name: t.to(torch.float64, copy=True) for name, t in part.arrays.items()}
+        return Sum(own, part.weight)
+    for name, tensor in total.arrays.items():
+        # In place: to ask for memory anew costs more than the sum.
+        tensor.add_(part.arrays[name])
+    return Sum(total.arrays, total.weight + part.weight)
 
 
 def _finish(total: Mapping[str, Sum]) -> Mapping[str, Arrays]:
