@@ -16,16 +16,13 @@ from server.evaluation import pick_device
 from server.state import ServerState
 from shared_models.arrays import Arrays, to_device
 from shared_models.config import Config
-from shared_models.errors import InputError
 
 HOST = torch.device("cpu")
 
 
 def server_device(config: Config) -> torch.device:
     """Returns where the server folds and steps; `InputError` if it is not there."""
-    if config.server_device == "cuda" and not torch.cuda.is_available():
-        raise InputError("server_device: 'cuda' is not available on this machine; use 'cpu'")
-    return torch.device(config.server_device)
+    return pick_device(config.server_device, "server_device")
 
 
 def check_devices(config: Config) -> None:

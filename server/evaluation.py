@@ -43,7 +43,9 @@ def evaluation_split(config: Config, task: Task) -> Split | None:
     return dataset.test
 
 
-def pick_device(asked: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
+def pick_device(
+    asked: Literal["auto", "cpu", "cuda", "mps"], key: str = "evaluate.device"
+) -> torch.device:
     """Returns the device asked for (`auto`: cuda, mps, cpu); `InputError` if it is not there."""
     there = {
         "cuda": torch.cuda.is_available(),
@@ -53,7 +55,7 @@ def pick_device(asked: Literal["auto", "cpu", "cuda", "mps"]) -> torch.device:
     if asked == "auto":
         return torch.device(next(name for name, found in there.items() if found))
     if not there[asked]:
-        raise InputError(f"evaluate.device: {asked!r} is not available on this machine; use 'auto'")
+        raise InputError(f"{key}: {asked!r} is not available on this machine; use 'cpu'")
     return torch.device(asked)
 
 
