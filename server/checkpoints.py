@@ -77,10 +77,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         params = _under("params", arrays)
         optimizer, extras = (_slots(_under(kind, arrays)) for kind in ("optimizer", "extras"))
         state = ServerState(about["stage"], about["round"], params, optimizer, extras)
-    except (KeyError, TypeError, ValueError) as error:
+        population, cohort = (
+            tuple(arrays[f"clients.{name}"].tolist()) for name in ("population", "cohort")
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from None
-    population, cohort = (arrays[f"clients.{name}"].tolist() for name in ("population", "cohort"))
-    return Checkpoint(state, record, tuple(population), tuple(cohort))
+    return Checkpoint(state, record, population, cohort)
 
 
 def _checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
