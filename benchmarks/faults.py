@@ -148,7 +148,7 @@ def wrong_in(folder: RunFolder, config: Config) -> Iterator[str]:
     """Yields what a run's records get wrong, beside who was drawn for which fault."""
     clients = open_host(config).client_ids
     records = folder.records()
-    if len(records) != config.stages[0].rounds:  # type: ignore[union-attr]
+    if len(records) != config.learning_stages[0].rounds:
         yield f"{len(records)} rounds are told"
     for record in records:
         suffered = dict(_suffered(config, record, clients))

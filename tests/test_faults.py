@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.faults import FATES, SETUPS, wrong_in
+from benchmarks.faults import FATES, SETUPS, Survived, passed, table, wrong_in
 from clients.app import app
 from clients.faults import spoil_updates
 from clients.host import Host
@@ -340,6 +340,16 @@ def test_the_benchmark_sees_what_a_record_gets_wrong(tmp_path: Path) -> None:
     folder.metrics_file.write_text("".join(record.to_json() + "\n" for record in forged))
     (line,) = wrong_in(folder, config)
     assert line.startswith("round 1: injected is")
+
+
+def test_a_run_passes_only_if_it_is_finite_accurate_and_near_the_clean_one() -> None:
+    clean = Survived("none", 0.95, finite=True, faults={}, wrong=(), seconds=1.0)
+    assert passed(replace(clean, kind="nan", accuracy=0.931), clean)
+    bad = [replace(clean, finite=False), replace(clean, wrong=("one",))]
+    bad.append(replace(clean, accuracy=0.929))
+    assert not any(passed(run, clean) for run in bad)
+    lines = table(clean, bad).splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["passed", *["FAILED"] * 3]
 
 
 def test_below_its_quorum_a_run_ends_with_one_line_and_goes_on_when_faults_are_mended(
