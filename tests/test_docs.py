@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from benchmarks.learning import learn
 from deploy.cli import run
 from shared_models.config import BUILTIN, parse_config
 from tests.conftest import ROOT
@@ -54,10 +55,20 @@ def test_files_that_a_document_names_are_there(doc: Path) -> None:
     assert all((ROOT / path).exists() for path in named)
 
 
+def configs(*docs: Path) -> list[str]:
+    """A block may show a table or two of a config: the rest is the built-in one's."""
+    blocks = [b for doc in docs for b in re.findall(r"(?s)```toml\n(.*?)```", doc.read_text())]
+    return [tomli_w.dumps({**tomllib.loads(BUILTIN), **tomllib.loads(block)}) for block in blocks]
+
+
 def test_the_configs_in_the_docs_are_valid() -> None:
-    blocks = re.findall(r"(?s)```toml\n(.*?)```", (ROOT / "docs" / "run.md").read_text())
-    assert len(blocks) > 2
-    for block in blocks:
-        # A block may show a table or two of a config: the rest is the built-in one's.
-        whole = {**tomllib.loads(BUILTIN), **tomllib.loads(block)}
-        assert parse_config(tomli_w.dumps(whole), "docs/run.md").learning_stages
+    assert len(configs(ROOT / "docs" / "run.md")) > 2
+    for text in configs(*DOCS):
+        assert parse_config(text, "docs").learning_stages
+
+
+@pytest.mark.parametrize("text", configs(ROOT / "docs" / "algorithms.md"))
+def test_the_configs_of_the_algorithms_run(text: str) -> None:
+    curve = learn(parse_config(text, "docs/algorithms.md"))
+    assert curve.broke is None
+    assert len(curve.accuracy) == 3
