@@ -32,6 +32,7 @@ class Gathering:
         self._training, self._objective, self._server = training, objective, server
         self._request, self._columns = request, columns
         self._sums = {} if training.singles else empty_sums(objective, training, server.params)
+        self._fresh = objective.init_state(server.params)
         self._singles: list[Mapping[str, Arrays]] = []
         self._states: dict[int, ClientState] = {}
 
@@ -65,7 +66,7 @@ class Gathering:
         check_update(trained.sums, objective.sums, params, training.roles, norm)
         check_metrics(trained.metrics)
         if objective.keeps_state:
-            check_state(trained.state, objective.init_state(params))
+            check_state(trained.state, self._fresh)
 
     def _add(self, member: Member, examples: int, trained: Trained) -> None:
         if self._objective.keeps_state:
