@@ -370,6 +370,7 @@ def test_the_file_does_not_grow_with_the_rounds(path: Path) -> None:
     assert sizes[-1] <= 1.05 * sizes[9]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_clients_do_not_pile_up_in_memory(path: Path) -> None:
     process = psutil.Process()
     with ClientStates(path, ["train"]) as states:
