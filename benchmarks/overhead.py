@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 
 from deploy.engines.grid import LocalGrid
 from server.app import make_transport
-from server.run import Transport
+from server.stage import Transport
 from shared_models.arrays import Arrays, roles_of, size_bytes, with_role
 from shared_models.messages import BlockRequest, Hello
 from shared_models.partial import Partial, Row, Sum

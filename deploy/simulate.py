@@ -16,12 +16,14 @@ from deploy.events import ArtefactMeasured, ExportStarted, Observer
 from deploy.planning import settle_plan
 from server.run_folder import RunFolder
 from server.summary import own_peak_mb
-from shared_models.config import Config, ExportStage, to_toml
+from shared_models.config import Config, ExportStage, TrainStage, to_toml
 from shared_models.errors import ExportError
 
 if TYPE_CHECKING:
+    from clients.host import Host
     from deploy.engines.grid import LocalGrid, RunConfig
     from deploy.export.artefact import Artefact
+    from server.budget import Demand
 
 # Flower and Ray would otherwise reach out for news and statistics.
 _OFFLINE = {
@@ -31,9 +33,13 @@ _OFFLINE = {
 }
 
 
-def check(config: Config) -> None:
-    """Raises `InputError` or `DataError` when a run could not even start; nothing is written."""
+def check(config: Config, folder: Path) -> None:
+    """Raises `InputError` or `DataError` when a run could not start, or would not fit.
+
+    It is to be in `folder`, or near it; nothing is written.
+    """
     from clients.host import open_host
+    from server.budget import check_budget, room_at
     from server.device import check_devices
     from server.evaluation import evaluation_split
 
@@ -42,6 +48,32 @@ def check(config: Config) -> None:
     check_devices(config)
     for stage in config.learning_stages:
         host.trainer(stage.name)
+        check_budget(_demand(stage, host), config.keep_checkpoints, room_at(folder))
+
+
+def _demand(stage: TrainStage, host: Host) -> Demand:
+    """Returns what a stage asks of the server's disk and memory."""
+    import torch
+
+    from server.budget import Demand
+    from server.parts import parts_of
+    from shared_models.arrays import in_dtype, roles_of, size_bytes
+
+    roles = roles_of(host.task.model(), stage.personal)
+    objective = parts_of(stage, host.task, roles).objective
+    arrays = in_dtype(host.task.build(host.config.seed), getattr(torch, host.config.plan.dtype))
+    kept = objective.init_state(arrays).values()
+    sent = [spec.like(arrays, roles) for spec in objective.sums.values()]
+    return Demand(
+        stage=stage.name,
+        rounds=stage.rounds,
+        clients=len(host.client_ids),
+        cohort=min(stage.clients_per_round, len(host.client_ids)),
+        state_bytes=sum(map(size_bytes, kept)),
+        update_bytes=sum(map(size_bytes, sent)),
+        aggregator=stage.aggregator,
+        keeps_updates=stage.needs_singles,
+    )
 
 
 @contextlib.contextmanager

@@ -20,12 +20,21 @@ from shared_models.files import write_atomic
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after a round, the round's record, and who there was and who took part."""
+    """The state after a round, the round's record, and who there was and who took part.
+
+    `best` are the weights of the best round, where they are kept and it was an earlier one.
+    """
 
     state: ServerState
     record: RoundRecord
     population: tuple[int, ...]
     cohort: tuple[int, ...]
+    best: Arrays | None = None
+
+    @property
+    def best_params(self) -> Arrays:
+        """The weights that the stage would end with now."""
+        return self.state.params if self.best is None else self.best
 
 
 def save_checkpoint(folder: Path, stage_number: int, checkpoint: Checkpoint, keep: int) -> None:
@@ -46,6 +55,22 @@ def save_checkpoint(folder: Path, stage_number: int, checkpoint: Checkpoint, kee
 def checkpoint_files(folder: Path) -> list[Path]:
     """Returns the checkpoints of a run, oldest first."""
     return sorted(folder.glob("[0-9]*.safetensors"))
+
+
+def oldest_kept(folder: Path) -> tuple[str, int] | None:
+    """Returns the stage and round of the oldest checkpoint: nobody resumes from before it.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as name:
+    ...     for stem in ("00-pre-train-000012", "01-tune-000001"):
+    ...         (Path(name) / f"{stem}.safetensors").touch()
+    ...     oldest_kept(Path(name))
+    ('pre-train', 12)
+    """
+    for path in checkpoint_files(folder)[:1]:
+        stage, _, number = path.stem.partition("-")[2].rpartition("-")
+        return stage, int(number)
+    return None
 
 
 def load_latest(folder: Path, notice: Callable[[str], None]) -> Checkpoint | None:
@@ -82,7 +107,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a checkpoint of a run: {error}") from None
-    return Checkpoint(state, record, population, cohort)
+    best = _under("best", arrays) or None
+    return Checkpoint(state, record, population, cohort, best)
 
 
 def _checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
@@ -93,6 +119,7 @@ def _checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
 def _flatten(checkpoint: Checkpoint) -> Arrays:
     state = checkpoint.state
     arrays = {f"params.{name}": tensor for name, tensor in state.params.items()}
+    arrays |= {f"best.{name}": tensor for name, tensor in (checkpoint.best or {}).items()}
     for kind, slots in (("optimizer", state.optimizer), ("extras", state.extras)):
         for slot, own in slots.items():
             arrays |= {f"{kind}.{slot}.{name}": tensor for name, tensor in own.items()}

@@ -1,19 +1,22 @@
 """The model as clients see it: measured by a share of them, each on its own examples.
 
 A mean over all examples hides whom a model serves badly; the distribution over clients does not
-(Li et al., "Fair resource allocation in federated learning", ICLR 2020, section 4).
+(Li et al., "Fair resource allocation in federated learning", ICLR 2020, section 4, whose tables
+have the variance and the worst and best tenth of the clients).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from server.best import smaller_is_better
 from server.coordinator import RoundResult, StageRun, is_due, with_states
 from server.patience import one_by_one_when_bad
 from server.sampling import cut_blocks, sample_cohort
@@ -93,20 +96,31 @@ def _rows(request: BlockRequest, reply: Reply) -> tuple[Row, ...]:
 
 
 def summarize_rows(rows: Sequence[Row]) -> dict[str, float]:
-    """Returns each metric's mean over examples, and its percentiles over clients.
+    """Returns each metric's mean over examples, and how it is spread over clients.
+
+    That is, every client counting alike: percentiles, the mean of the tenth of the clients whom
+    the model serves worst (rounded up), and the variance.
 
     >>> rows = [Row(k, 10, {"accuracy": k / 10}) for k in range(11)]
-    >>> summarize_rows(rows)["accuracy_p10"]
-    0.1
+    >>> told = summarize_rows(rows)
+    >>> told["accuracy_p10"], told["accuracy_worst10"], round(told["accuracy_variance"], 6)
+    (0.1, 0.05, 0.1)
     """
     told = {"clients": float(len(rows))}
-    for name in sorted({name for row in rows for name in row.metrics}):
+    for name in dict.fromkeys(name for row in rows for name in row.metrics):
         own = [row for row in rows if name in row.metrics]
         values = np.array([row.metrics[name] for row in own])
         told[name] = float(np.average(values, weights=[row.examples for row in own]))
-        for percent, value in zip(_PERCENTILES, np.percentile(values, _PERCENTILES), strict=True):
-            told[f"{name}_p{percent}"] = round(float(value), 6)
+        told |= {f"{name}_{spread}": value for spread, value in _spread(name, values)}
     return told
+
+
+def _spread(name: str, values: NDArray[np.float64]) -> Iterator[tuple[str, float]]:
+    for percent, value in zip(_PERCENTILES, np.percentile(values, _PERCENTILES), strict=True):
+        yield f"p{percent}", round(float(value), 6)
+    worst_first = np.sort(values)[:: -1 if smaller_is_better(name) else 1]
+    yield "worst10", float(worst_first[: math.ceil(len(values) / 10)].mean())
+    yield "variance", float(values.var())
 
 
 def as_columns(rows: Sequence[Row]) -> Mapping[str, Any]:

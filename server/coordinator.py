@@ -1,4 +1,4 @@
-"""Rounds: sample, send, fold, step, evaluate. Plain values in, plain values out."""
+"""Rounds: sample, send, fold, step; evaluate. Plain values in, plain values out."""
 
 from __future__ import annotations
 
@@ -99,15 +99,10 @@ def run_round(run: StageRun, state: ServerState, send: Send, observe: Observer) 
     trained = time.perf_counter()
     after = step(run, state, tried[-1].fold)
     stepped = time.perf_counter()
-    evaluation = _evaluate(run, after)
-    ended = time.perf_counter()
     seconds = Seconds(
-        total=ended - began,
-        train=trained - began,
-        aggregate=stepped - trained,
-        evaluate=ended - stepped,
+        total=stepped - began, train=trained - began, aggregate=stepped - trained, evaluate=0.0
     )
-    record = _record(after, tried, evaluation, seconds)
+    record = _record(after, tried, seconds)
     cohort = tuple(sorted(tried[-1].cohort.in_time))
     return RoundResult(after, record, cohort)
 
@@ -232,22 +227,29 @@ def is_due(run: StageRun, state: ServerState) -> bool:
     return state.round % run.config.evaluate.every == 0 or state.round == run.stage.rounds
 
 
-def _evaluate(run: StageRun, state: ServerState) -> dict[str, float] | None:
+def evaluate_round(run: StageRun, result: RoundResult) -> RoundResult:
+    """Returns the round with what the server measures of its model, where that is due.
+
+    Raises `RoundError` when the model has diverged.
+    """
+    state, record = result.state, result.record
     if run.evaluate is None or not is_due(run, state):
-        return None
+        return result
+    began = time.perf_counter()
     found = run.evaluate(state.params)
     if not all(math.isfinite(value) for value in found.values()):
         raise RoundError(
             f"stage {state.stage!r}, round {state.round}: the model diverged ({found}); "
             "lower local_learning_rate or server_learning_rate, or set local_clip_norm"
         )
-    return found
+    took = record.seconds.evaluate + time.perf_counter() - began
+    seconds = replace(record.seconds, evaluate=took)
+    return replace(result, record=replace(record, eval=found, seconds=seconds))
 
 
 def _record(
     state: ServerState,
     tried: Sequence[Attempt],
-    evaluation: dict[str, float] | None,
     seconds: Seconds,
 ) -> RoundRecord:
     last = tried[-1]
@@ -263,7 +265,7 @@ def _record(
         clients_failed=len(bad),
         failures=tuple(bad),
         train_loss=_mean_metric(good, "loss"),
-        eval=evaluation,
+        eval=None,
         seconds=seconds,
         bytes_down=sum(attempt.fold.bytes_down for attempt in tried),
         bytes_up=sum(attempt.fold.bytes_up for attempt in tried),

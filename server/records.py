@@ -30,11 +30,21 @@ class Injected:
 
 
 @dataclass(frozen=True)
-class Seconds:
-    """Where a round's time went.
+class Best:
+    """A stage's best round so far, by which metric, and that metric's value."""
 
-    `checkpoint` is beside `total`, not in it: it is written while the next round trains. It is None
-    in the copy inside the checkpoint itself.
+    round: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Where a round's time went; `total` is what the next round had to wait for.
+
+    The server evaluates and writes the checkpoint while the next round trains: `checkpoint`, and
+    the server's part of `evaluate`, are beside `total`, not in it. Only where a stage may stop
+    early the evaluation is in it. `checkpoint` is None in the copy inside the checkpoint itself.
     """
 
     total: float
@@ -51,7 +61,8 @@ class RoundRecord:
     `eval` is what the server measured, `clients_eval` what clients did on their own examples.
     `failures` are of all `attempts`. `clients_late` were not waited for: they missed the deadline,
     or enough others had answered. `waited_s` is on the simulated clock, where there is one. A round
-    is not `repeatable` when a clock on the wall cut somebody off.
+    is not `repeatable` when a clock on the wall cut somebody off. `best` is told where it decides
+    when the stage ends, or with which weights.
     """
 
     stage: str
@@ -73,6 +84,7 @@ class RoundRecord:
     waited_s: float | None = None
     repeatable: bool = True
     injected: tuple[Injected, ...] = ()
+    best: Best | None = None
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON."""
@@ -85,4 +97,5 @@ def record_from_json(line: str) -> RoundRecord:
     values["failures"] = tuple(Failure(**failure) for failure in values["failures"])
     values["injected"] = tuple(Injected(**fault) for fault in values["injected"])
     values["seconds"] = Seconds(**values["seconds"])
+    values["best"] = None if values["best"] is None else Best(**values["best"])
     return RoundRecord(**values)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from server.client_states import FILE_NAME
 from server.records import RoundRecord, record_from_json
 from shared_models.config import Config, parse_config, to_toml
 from shared_models.errors import CheckpointError, InputError
@@ -61,6 +62,11 @@ class RunFolder:
     def export(self) -> Path:
         """Artefacts and the reference they are compared with."""
         return self.path / "export"
+
+    @property
+    def client_states_file(self) -> Path:
+        """What clients keep from round to round, where they keep anything."""
+        return self.path / FILE_NAME
 
     def stage_file(self, stage: str) -> Path:
         """The weights at the end of a stage."""

@@ -37,3 +37,9 @@ class StateStore(Protocol):
 
     def rewind(self, stage: str, number: int) -> None:
         """Drops the states of rounds after `number`."""
+
+    def commit(self) -> None:
+        """Makes durable what was saved and dropped."""
+
+    def prune(self, stage: str, number: int) -> None:
+        """Drops what nobody needs who goes on after round `number` or later."""

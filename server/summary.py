@@ -6,12 +6,13 @@ import resource
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import psutil
 
 from server.records import OUTCOMES, RoundRecord
-from shared_models.config import Config
+from shared_models.config import Config, TrainStage
 
 
 def summarize(config: Config, records: Sequence[RoundRecord], before: int) -> dict[str, Any]:
@@ -22,25 +23,33 @@ def summarize(config: Config, records: Sequence[RoundRecord], before: int) -> di
         "task": config.task,
         "seed": config.seed,
         "stages": [
-            summarize_stage(stage.name, [r for r in records if r.stage == stage.name])
+            summarize_stage(stage, [r for r in records if r.stage == stage.name])
             for stage in config.learning_stages
         ],
         "startup_s": _startup_s(records[before:]),
     }
 
 
-def summarize_stage(name: str, records: Sequence[RoundRecord]) -> dict[str, Any]:
-    """Returns a stage's rounds, final evaluation and speed without the first round's warm-up."""
+def summarize_stage(stage: TrainStage, records: Sequence[RoundRecord]) -> dict[str, Any]:
+    """Returns a stage's rounds, speed without the first round's warm-up, and evaluation.
+
+    The evaluation is that of the weights that the stage ended with: the last round's or the best's.
+    """
     last = records[-1]
+    best = last.best
+    kept = best.round if best is not None and stage.keep_best else last.round
+    measured = next(record for record in records if record.round == kept)
     # A run of one round has only its warm-up to tell.
     timed = records[1:] or records
     seconds = sum(record.seconds.total for record in timed)
     return {
-        "name": name,
+        "name": stage.name,
         "kind": "train",
         "rounds": last.round,
-        "eval": last.eval,
-        "clients_eval": last.clients_eval,
+        "stopped_early": last.round < stage.rounds,
+        "best": None if best is None else asdict(best),
+        "eval": measured.eval,
+        "clients_eval": measured.clients_eval,
         "train_loss": last.train_loss,
         "clients_failed": sum(record.clients_failed for record in records),
         "faults": fault_table(records),

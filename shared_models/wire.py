@@ -114,7 +114,8 @@ def encode_partial(partial: Partial) -> RecordDict:
         "status": [row.status for row in rows],
         "reason": [row.reason for row in rows],
     }
-    for name in sorted({name for row in rows for name in row.metrics}):
+    # In the task's order: its first metric is the one that it is judged by.
+    for name in dict.fromkeys(name for row in rows for name in row.metrics):
         # NaN stands for "not reported" on the wire only; a reported NaN was refused before.
         columns[f"metric.{name}"] = [row.metrics.get(name, float("nan")) for row in rows]
     weights: dict[str, Any] = {name: part.weight for name, part in partial.sums.items()}

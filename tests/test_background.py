@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 
 from server.background import OneBehind
 
@@ -34,6 +35,24 @@ def test_an_error_of_the_last_work_is_told_with_the_one_that_ended_it_all() -> N
     with pytest.raises(KeyboardInterrupt) as caught:
         interrupted()
     assert caught.value.__notes__ == ["and before that: the disk is full"]
+
+
+def test_what_failed_first_is_told_when_all_fails_after_it() -> None:
+    def failing() -> None:
+        with OneBehind() as behind:
+            behind.run(fail)
+            raise ValueError("no client answers")
+
+    with pytest.raises(OSError, match="disk is full") as caught:
+        failing()
+    assert caught.value.__notes__ == ["and after that: no client answers"]
+
+
+def test_work_computes_with_as_many_threads_as_whoever_started_it() -> None:
+    found: list[int] = []
+    with OneBehind() as behind:
+        behind.run(lambda: found.append(torch.get_num_threads()))
+    assert found == [torch.get_num_threads()]
 
 
 def test_nobody_gets_more_than_one_ahead() -> None:

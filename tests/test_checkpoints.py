@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,27 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert digest(again.state.params) == digest(original.state.params)
     assert digest(again.state.optimizer["velocity"]) == digest(original.state.optimizer["velocity"])
     assert (again.record, again.population, again.cohort) == (original.record, (1, 2, 5), (2, 5))
+
+
+def test_what_the_objective_keeps_and_the_best_weights_come_back_too(tmp_path: Path) -> None:
+    plain = checkpoint(3)
+    extras = {"control": {"encoder.w": torch.randn(3)}, "mu": {"value": torch.tensor(0.25)}}
+    best = {"encoder.w": torch.randn(3), "head.n": torch.tensor(2)}
+    save_checkpoint(
+        tmp_path, 0, replace(plain, state=replace(plain.state, extras=extras), best=best), 2
+    )
+    again = load_latest(tmp_path, silent)
+    assert again is not None
+    torch.testing.assert_close(again.state.extras, extras, rtol=0, atol=0)
+    torch.testing.assert_close(again.best_params, best, rtol=0, atol=0)
+
+
+def test_without_earlier_weights_a_rounds_own_are_its_best(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    again = load_latest(tmp_path, silent)
+    assert again is not None
+    assert again.best is None
+    assert again.best_params is again.state.params
 
 
 def test_the_last_ones_are_kept(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ import torch
 from clients.host import Host
 from clients.training import ClientData, as_batch, batch_indices
 from server.cohort import draw_cohort
-from server.coordinator import StageRun, begin_stage, make_requests, run_round
+from server.coordinator import (
+    StageRun,
+    begin_stage,
+    evaluate_round,
+    make_requests,
+    run_round,
+)
 from server.population import merge_hellos
 from server.sampling import cut_blocks, sample_cohort
 from shared_models.arrays import digest
@@ -203,16 +209,15 @@ def test_reasons_are_one_printable_line() -> None:
 def test_a_model_that_diverges_is_an_error_with_advice() -> None:
     _, host, run = opened()
     run = replace(run, evaluate=lambda _: {"loss": float("nan")})
-    with pytest.raises(RoundError, match=r"diverged .* lower local_learning_rate"):
-        run_round(run, begin_stage(run, host.task.build(0)), send_to(host), ignore)
+    result = run_round(run, begin_stage(run, host.task.build(0)), send_to(host), ignore)
+    with pytest.raises(RoundError, match=r"round 1: the model diverged .* local_learning_rate"):
+        evaluate_round(run, result)
 
 
 def test_a_round_without_any_usable_update_fails_loudly() -> None:
     _, host, run = opened()
     state = begin_stage(run, host.task.build(0))
-    with pytest.raises(
-        RoundError, match=r"none of 10 clients .* 3 cohorts; client .* unplugged"
-    ):
+    with pytest.raises(RoundError, match=r"none of 10 clients .* 3 cohorts; client .* unplugged"):
         run_round(run, state, send_to(host, lambda *_: BlockFailure("unplugged")), ignore)
 
 

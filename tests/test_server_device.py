@@ -125,7 +125,7 @@ def test_a_gpu_that_is_not_there_is_refused(key: str, monkeypatch: pytest.Monkey
     without_cuda(monkeypatch)
     config = config_of(f"{key}=cuda")
     with pytest.raises(InputError, match=f"^{key}: 'cuda' is not available on this machine; use"):
-        check(config)
+        check(config, Path("runs"))
 
 
 def test_the_server_app_refuses_it_before_it_writes_anything(

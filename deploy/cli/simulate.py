@@ -130,8 +130,9 @@ def _run(config: Path, resolved: Config, out: Path | None, resume: bool, as_json
     from deploy.simulate import check, open_grid
     from server.run_folder import RunFolder
 
+    runs = Path("runs")
     with open_grid(resolved) as grid:
-        check(resolved)
+        check(resolved, _run_path(config, resolved, out, resume=True) if resume else out or runs)
         path = _run_path(config, resolved, out, resume)
         if resume:
             resolved = adopt_plan(resolved, RunFolder(path))

@@ -81,6 +81,18 @@ class Config(Table):
         return self
 
     @model_validator(mode="after")
+    def _rounds_can_be_compared(self) -> Self:
+        measured = self.evaluate.data != "none" or self.evaluate.clients_fraction > 0.0
+        for stage in self.learning_stages:
+            for key in ("early_stopping_rounds", "keep_best"):
+                if getattr(stage, key) and not measured:
+                    raise ValueError(
+                        f"stages.{stage.name}.{key}: needs an evaluation; "
+                        "set evaluate.data or evaluate.clients_fraction"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _hangs_end(self) -> Self:
         for stage in self.learning_stages:
             if (self.faults.hang or self.faults.any) and stage.round_deadline_s is None:

@@ -1,0 +1,130 @@
+"""What clients keep, in whole runs: killed at any moment, resumed, and on Ray, it is the same."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from server.checkpoints import checkpoint_files
+from server.client_states import FILE_NAME, ClientStates
+from shared_models.arrays import digest
+from shared_models.files import sha256_of
+from tests.test_runs import lines_of, simulate, wildflower
+
+# Eight of twelve clients a round: some keep a state that is older than the last checkpoints.
+PERSONAL = """
+task = "digits-cnn"
+[plan]
+trainer = "loop"
+block_size = 4
+[data]
+clients = 12
+[evaluate]
+clients_fraction = 0.5
+[[stages]]
+name = "first"
+kind = "train"
+rounds = 2
+clients_per_round = 8
+local_learning_rate = 0.1
+{choice}
+[[stages]]
+name = "second"
+kind = "train"
+rounds = 4
+clients_per_round = 8
+local_learning_rate = 0.05
+{choice}
+"""
+CHOICES = {"personal": 'personal = ["head."]', "scaffold": 'objective = "scaffold"'}
+
+# Ends the process the hard way at the n-th step of what makes a round last, before or after it.
+KILL_AT_STEP = """
+import os, pathlib, signal
+from server.client_states import ClientStates
+count, place, before = 0, {place}, {before}
+def counted(owner, name):
+    own = getattr(owner, name)
+    def step(*args, **kwargs):
+        global count
+        count += 1
+        here = count == place
+        if here and before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        found = own(*args, **kwargs)
+        if here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+    setattr(owner, name, step)
+counted(pathlib.Path, "replace")
+for name in ("save", "commit", "rewind", "prune"):
+    counted(ClientStates, name)
+"""
+
+
+def kept(out: Path, stage: str = "second", number: int = 4) -> dict[int, str]:
+    """Returns a digest of each client's state after a round."""
+    with ClientStates(out / FILE_NAME, ["first", "second"]) as states:
+        found = states.load(stage, number, range(12))
+    return {
+        k: digest({n: t for a in own.values() for n, t in a.items()}) for k, own in found.items()
+    }
+
+
+@pytest.fixture(scope="module", params=CHOICES)
+def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was left alone, for each objective that keeps states."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (folder / "run.toml").write_text(PERSONAL.format(choice=CHOICES[request.param]))
+    simulate(folder / "run.toml", folder / "alone")
+    return folder / "alone"
+
+
+def same(out: Path, alone: Path) -> None:
+    """Asserts that both runs have the same weights, client states, and rows of evaluations."""
+    for name in ("first.safetensors", "second.safetensors", "model.safetensors"):
+        assert sha256_of(out / name) == sha256_of(alone / name)
+    assert kept(out) == kept(alone) != {}
+    told = [[json.loads(line)["clients_eval"] for line in lines_of(run)] for run in (out, alone)]
+    assert told[0] == told[1]
+    assert not list(out.glob(f"{FILE_NAME}-*")), "the database was closed tidily"
+
+
+def killed_at(place: int, alone: Path, out: Path, *, before: bool) -> None:
+    first = KILL_AT_STEP.format(place=place, before=before)
+    done = wildflower("simulate", alone.parent / "run.toml", "--out", out, first=first)
+    assert done.returncode == -signal.SIGKILL, (place, done.stderr)
+
+
+FEW = [(11, False), (24, True), (33, False)]
+STEPS = [(place, before) for place in range(1, 73) for before in (True, False)]
+
+
+@pytest.mark.parametrize(
+    ("place", "before"),
+    [*FEW, *(pytest.param(*own, marks=pytest.mark.slow) for own in STEPS if own not in FEW)],
+)
+def test_killed_at_any_step_and_resumed_equals_left_alone(
+    place: int, before: bool, alone: Path, tmp_path: Path
+) -> None:
+    killed_at(place, alone, tmp_path / "killed", before=before)
+    done = wildflower("simulate", tmp_path / "killed", "--resume")
+    assert done.returncode == 0, (place, done.stderr)
+    same(tmp_path / "killed", alone)
+
+
+def test_from_the_checkpoint_before_a_damaged_one_states_are_as_they_were(
+    alone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    killed_at(45, alone, out, before=False)
+    newest = checkpoint_files(out / "checkpoints")[-1]
+    assert "second" in newest.name
+    newest.write_bytes(newest.read_bytes()[:-1])
+    done = wildflower("simulate", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "going back to the checkpoint before it" in done.stdout
+    same(out, alone)
