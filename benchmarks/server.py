@@ -254,7 +254,7 @@ def _training(asked: Asked) -> Iterator[Told]:
     for name, examples in _EXAMPLES.items():
         for block in _BLOCKS[asked.device.type]:
             clients = min(block, 2 if asked.tiny else WORKLOADS[name].cohort)
-            host = _host(asked, WORKLOADS[name].task, clients, examples)
+            host = _host(asked, WORKLOADS[name].task, clients, asked.few(examples))
             train = functools.partial(_train, host, host.trainer(STAGE), clients)
             (seconds,) = seconds_of(asked, train)
             yield {

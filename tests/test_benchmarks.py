@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
+from benchmarks import server
 from benchmarks.compare import report, turns
 from benchmarks.job import read_clients, read_job
 from benchmarks.memory import Crowd, told
@@ -187,6 +190,34 @@ def test_memory_is_told_as_a_ratio() -> None:
     assert found["ratio"] == 1.08
     assert found["within_10_percent"]
     assert not told({100: 500.0, 10_000: 560.0}, Crowd(), "ray")["within_10_percent"]
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA here"),
+        ),
+    ],
+)
+def test_the_servers_device_is_measured_at_all_it_does(device: str) -> None:
+    found = server.measure(server.Asked(torch.device(device), repeat=1, training=True, tiny=True))
+    assert json.loads(json.dumps(found)) == found
+    assert {row["model"] for row in found["aggregation"]} == {
+        "mnist-2nn",
+        "mnist-cnn-mcmahan",
+        "synthetic-25m",
+    }
+    for row in found["aggregation"]:
+        assert row["of_copy"] == pytest.approx(
+            row["fold_gb_per_s"] / row["copy_gb_per_s"], rel=0.01
+        )
+    assert len(found["robust"]) == 5
+    assert {row["autocast"] for row in found["evaluation"]} == {"none", "bfloat16"}
+    assert [row["workload"] for row in found["training"]] == ["W1", "W2", "W3", "W4"]
+    assert "synthetic-25m" in server.describe(found)
 
 
 def test_wrong_names_are_told() -> None:
