@@ -1,20 +1,19 @@
 """FedProx, SCAFFOLD, FedAdam and FedYogi against FedAvg: `python -m benchmarks.algorithms`.
 
-Fashion-MNIST by Dirichlet(0.1), equal rounds. Each algorithm gets nine settings, three local
-learning rates times three of one more number, and keeps the one that is best on training examples
-held out for that; then it runs with other seeds on the test set. A seed decides who owns what, the
+Fashion-MNIST by Dirichlet(0.1), equal rounds. Each algorithm is tuned alike, on training examples
+that are held out for that: three local learning rates, then, at the best of them, three values of
+one more number. Then it runs with other seeds on the test set. A seed decides who owns what, the
 initial weights and the cohorts, for all algorithms alike: differences are taken seed by seed.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -80,11 +79,20 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 }
 
 
-def grid(name: str) -> Iterator[Numbers]:
-    """Yields the settings that an algorithm is tried with."""
-    also = ALGORITHMS[name]
-    for rate, value in itertools.product(LOCAL_RATES, also.values):
-        yield {"local_learning_rate": rate, also.also: value}
+def rates(name: str) -> list[Numbers]:
+    """Returns the settings that are tried first: local rates, with the middle one of the others."""
+    algorithm = ALGORITHMS[name]
+    return [_numbers(algorithm, rate, algorithm.values[1]) for rate in LOCAL_RATES]
+
+
+def others(name: str, rate: float) -> list[Numbers]:
+    """Returns the settings that are tried then, at the best local rate."""
+    algorithm = ALGORITHMS[name]
+    return [_numbers(algorithm, rate, value) for value in algorithm.values]
+
+
+def _numbers(algorithm: Algorithm, rate: float, value: float) -> Numbers:
+    return {"local_learning_rate": rate, algorithm.also: value}
 
 
 def run_name(name: str, numbers: Numbers, seed: int | None) -> str:
@@ -137,11 +145,15 @@ def hold_out(dataset: str, path: Path, count: int = HELD_OUT) -> None:
         )
 
 
-def best(name: str, curves: Mapping[str, Curve]) -> Numbers:
+def best(name: str, tried: Sequence[Numbers], curves: Mapping[str, Curve]) -> Numbers:
     """Returns the setting of the highest validation accuracy; of equal ones the first."""
-    return max(
-        grid(name), key=lambda numbers: curves[run_name(name, numbers, None)].at_end(LAST_TUNING)
-    )
+    return max(tried, key=lambda numbers: curves[run_name(name, numbers, None)].at_end(LAST_TUNING))
+
+
+def chosen(name: str, curves: Mapping[str, Curve]) -> Numbers:
+    """Returns the setting that tuning ends with."""
+    rate = best(name, rates(name), curves)["local_learning_rate"]
+    return best(name, others(name, rate), curves)
 
 
 def at_edge(name: str, numbers: Numbers) -> list[str]:
@@ -162,7 +174,7 @@ def summary(curves: Mapping[str, Curve], seeds: Sequence[int]) -> list[dict[str,
 
 
 def _row(name: str, curves: Mapping[str, Curve], seeds: Sequence[int]) -> dict[str, Any]:
-    numbers = best(name, curves)
+    numbers = chosen(name, curves)
     own = [curves[run_name(name, numbers, seed)].at_end(LAST) for seed in seeds]
     return {
         "algorithm": name,
@@ -195,25 +207,37 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _tuned(setting: Setting, kept: Kept, processes: int) -> Kept:
-    """Returns what is kept with a curve for every setting of every algorithm."""
+    """Returns what is kept with a curve for every setting that tuning tries."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         data = Path(folder) / "held-out.npz"
         hold_out(setting.dataset, data)
-        wanted = {
-            run_name(name, numbers, None): config_of(name, numbers, setting, str(data), TUNING_SEED)
-            for name in ALGORITHMS
-            for numbers in grid(name)
+
+        def learned(kept: Kept, tried: Mapping[str, Sequence[Numbers]]) -> Kept:
+            wanted = {
+                run_name(name, numbers, None): config_of(
+                    name, numbers, setting, str(data), TUNING_SEED
+                )
+                for name, settings in tried.items()
+                for numbers in settings
+            }
+            return learn_all(wanted, kept, processes, _tell)
+
+        first = {name: rates(name) for name in ALGORITHMS}
+        kept = learned(kept, first)
+        rate = {
+            name: best(name, tried, kept.curves)["local_learning_rate"]
+            for name, tried in first.items()
         }
-        return learn_all(wanted, kept, processes, _tell)
+        return learned(kept, {name: others(name, rate[name]) for name in ALGORITHMS})
 
 
 def _tested(setting: Setting, kept: Kept, seeds: Sequence[int], processes: int) -> Kept:
-    """Returns what is kept with a curve for the best setting of every algorithm and each seed."""
-    chosen = {name: best(name, kept.curves) for name in ALGORITHMS}
+    """Returns what is kept with a curve for the chosen setting of every algorithm and each seed."""
+    numbers = {name: chosen(name, kept.curves) for name in ALGORITHMS}
     wanted = {
-        run_name(name, numbers, seed): config_of(name, numbers, setting, setting.dataset, seed)
+        run_name(name, own, seed): config_of(name, own, setting, setting.dataset, seed)
         for seed in seeds
-        for name, numbers in chosen.items()
+        for name, own in numbers.items()
     }
     return learn_all(wanted, kept, processes, _tell)
 
@@ -236,15 +260,15 @@ def main(
 
     Example: python -m benchmarks.algorithms --out benchmarks/results/algorithms.json
     """
-    setting, chosen = Setting(rounds=rounds), range(1, seeds + 1)
+    setting, numbers = Setting(rounds=rounds), range(1, seeds + 1)
     path = out or RESULTS / f"{time.strftime('%Y-%m-%d')}-algorithms.json"
     try:
         kept = open_kept(path, asdict(setting))
-        kept = _tested(setting, _tuned(setting, kept, processes), chosen, processes)
+        kept = _tested(setting, _tuned(setting, kept, processes), numbers, processes)
     except WildflowerError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
-    rows = summary(kept.curves, chosen)
+    rows = summary(kept.curves, numbers)
     kept.write(date=time.strftime("%Y-%m-%d"), rows=rows)
     print(json.dumps(rows, indent=2) if as_json else f"{table(rows)}\n\n{path}")
 
