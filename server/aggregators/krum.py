@@ -51,7 +51,7 @@ def multi_krum(byzantine_fraction: float, keep: int | None = None) -> Aggregator
 
     Args:
         byzantine_fraction: the share of clients that may be malicious, in [0, 1/2).
-        keep: `m`, at least 1; `k - f` when it is None or larger, for more would be malicious.
+        keep: `m`, at least 1; `k - f` when it is None or larger, as the rest may be malicious.
 
     Raises:
         InputError: when an argument is out of its range.
