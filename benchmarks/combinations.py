@@ -44,7 +44,7 @@ clients_per_round = 9
 local_learning_rate = 0.05
 """
 # What a choice has no default for, and rates that suit the adaptive ones.
-_NUMBERS = {
+_NUMBERS: Mapping[tuple[str, str], Mapping[str, float]] = {
     ("aggregator", "clipped_mean"): {"clip_norm": 1.0},
     ("server_optimizer", "adagrad"): {"server_learning_rate": 0.03},
     ("server_optimizer", "adam"): {"server_learning_rate": 0.03},
@@ -73,7 +73,7 @@ def every_pair() -> Iterator[Choice]:
 
 def config_of(choice: Choice, *overrides: str) -> Config:
     """Returns a combination's config; raises `ConfigError` when it makes no sense."""
-    told: dict[str, object] = {}
+    told: dict[str, str | float] = {}
     for part, chosen in choice.items():
         told |= {part: chosen, **_NUMBERS.get((part, chosen), {})}
     own = [f"stages.train.{key}={value}" for key, value in told.items()]
