@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,simulation,export,edge,bench,dev
 
-.PHONY: env demo test test-all check format bench bench-env clean
+.PHONY: env demo test test-all chaos check format bench bench-env clean
 
 env: .venv/.installed
 
@@ -22,6 +22,12 @@ test: check
 
 test-all: check
 	$(BIN)/pytest
+
+# Kills runs at random moments and resumes them, half a minute each: make chaos RUNS=30
+RUNS ?= 30
+
+chaos: env
+	$(BIN)/pytest tests/test_chaos.py --chaos-runs $(RUNS) -rP
 
 check: env
 	$(BIN)/ruff format --check --quiet

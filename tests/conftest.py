@@ -14,6 +14,21 @@ hypothesis.settings.register_profile("thorough", max_examples=5000)
 
 ROOT = Path(__file__).parent.parent
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds how many runs are killed at random; those under Ray are slow."""
+    parser.addoption("--chaos-runs", type=int, default=3, help="runs of tests/test_chaos.py")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives a test of chaos the numbers of its runs."""
+    if "chaos_run" in metafunc.fixturenames:
+        numbers = range(metafunc.config.getoption("--chaos-runs"))
+        marks = {number: [pytest.mark.slow] if number >= 2 else [] for number in numbers}
+        runs = [pytest.param(number, marks=marks[number]) for number in numbers]
+        metafunc.parametrize("chaos_run", runs)
+
+
 DIGITS = """
 name = "digits"
 task = "digits-cnn"
