@@ -73,6 +73,7 @@ def _demand(stage: TrainStage, host: Host) -> Demand:
         update_bytes=sum(map(size_bytes, sent)),
         aggregator=stage.aggregator,
         keeps_updates=stage.needs_singles,
+        keeps_best=stage.keep_best,
     )
 
 

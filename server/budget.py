@@ -17,7 +17,8 @@ class Demand:
     """What a stage asks of the server's machine.
 
     `cohort` is how many clients a round trains, `state_bytes` what one client keeps (0: nothing),
-    `update_bytes` what it sends; `keeps_updates` whether the aggregator needs them all at once.
+    `update_bytes` what it sends; `keeps_updates` whether the aggregator needs them all at once,
+    `keeps_best` whether the stage may end with an earlier round, whose states are then kept, too.
     """
 
     stage: str
@@ -28,6 +29,7 @@ class Demand:
     update_bytes: int
     aggregator: str
     keeps_updates: bool
+    keeps_best: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ def states_bytes(demand: Demand, keep_checkpoints: int) -> int:
     if demand.state_bytes == 0:
         return 0
     cohort = min(demand.cohort, demand.clients)
-    versions = min(demand.clients + (keep_checkpoints + 1) * cohort, demand.rounds * cohort)
+    versions = min(
+        (1 + demand.keeps_best) * demand.clients + (keep_checkpoints + 1) * cohort,
+        demand.rounds * cohort,
+    )
     each = demand.state_bytes * 11 // 10 + min(demand.state_bytes, PAGE_BYTES) + 1000
     return versions * each
 

@@ -119,7 +119,8 @@ def _checksum(arrays: Arrays, metadata: dict[str, str]) -> str:
 def _flatten(checkpoint: Checkpoint) -> Arrays:
     state = checkpoint.state
     arrays = {f"params.{name}": tensor for name, tensor in state.params.items()}
-    arrays |= {f"best.{name}": tensor for name, tensor in (checkpoint.best or {}).items()}
+    # Cloned: what never moves is in both, and safetensors refuses two names for the same memory.
+    arrays |= {f"best.{name}": tensor.clone() for name, tensor in (checkpoint.best or {}).items()}
     for kind, slots in (("optimizer", state.optimizer), ("extras", state.extras)):
         for slot, own in slots.items():
             arrays |= {f"{kind}.{slot}.{name}": tensor for name, tensor in own.items()}

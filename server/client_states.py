@@ -8,7 +8,7 @@ only when no checkpoint that is kept needs it:
     load       reads the versions of that checkpoint, while
     save       writes those of the round, all in one transaction, which
     commit     makes durable: the checkpoint of the round is written after that
-    prune      drops what is older than the oldest checkpoint needs
+    prune      drops what is older than the oldest checkpoint needs, and its stage's best round
 
 A process that is killed has lost at most a transaction, and what it committed without a checkpoint
 is dropped when the round is begun again. Everything runs in the thread that opened the file.
@@ -78,7 +78,8 @@ _SAVE = (
 _PRUNE = (
     "DELETE FROM states WHERE id IN (SELECT old.id FROM states AS new CROSS JOIN states AS old"
     " ON old.stage = new.stage AND old.client_id = new.client_id AND old.round < new.round"
-    " WHERE new.stage = ? AND new.round > ? AND new.round <= ?)"
+    " WHERE new.stage = ? AND new.round > ? AND new.round <= ?"
+    " AND NOT (old.round <= ? AND ? < new.round))"
 )
 
 
@@ -103,6 +104,7 @@ class ClientStates:
         # Up to these rounds nobody has a second version: they need not be looked through again.
         # Nobody goes back to before them: `rewind` would not find what was saved.
         self._pruned = dict.fromkeys(self._stages, 0)
+        self._spared = dict.fromkeys(self._stages, 0)
         with _in_words(path):
             self._file = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None)
         try:
@@ -168,22 +170,27 @@ class ClientStates:
                 for later in self._stages[place + 1 :]:
                     self._drop(table, "round >= ?", later, 0)
 
-    def prune(self, stage: str, number: int) -> None:
+    def prune(self, stage: str, number: int, best: int = 0) -> None:
         """Drops what nobody needs who resumes after round `number` of `stage` or later; commits.
 
-        That is the oldest checkpoint's place (`server.checkpoints.oldest_kept`). The place freed is
-        used again by the rounds that follow. It is committed by itself because pages that one
+        That is the oldest checkpoint's place (`server.checkpoints.oldest_kept`). What belongs to
+        round `best` is spared: the stage may end with that round's weights. The place freed is used
+        again by the rounds that follow. It is committed by itself because pages that one
         transaction both frees and fills would go through the journal.
         """
         place = self._stages.index(stage)
+        begin = self._pruned[stage]
+        if best != self._spared[stage]:  # what was spared for the one before may go now
+            begin = min(begin, self._spared[stage])
         with self._changing():
-            self._file.execute(_PRUNE, (stage, self._pruned[stage], number))
+            self._file.execute(_PRUNE, (stage, begin, number, best, best))
             self._drop("saved", "round < ?", stage, number)
             for earlier in self._stages[:place]:
                 for table in ("states", "saved"):
                     self._drop(table, "round >= ?", earlier, 0)
         self.commit()
-        self._pruned[stage] = number
+        self._pruned[stage] = max(self._pruned[stage], number)
+        self._spared[stage] = best
 
     def _prepare(self) -> None:
         for setting in _SETTINGS:

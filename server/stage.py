@@ -135,6 +135,11 @@ class Rounds:
         self.run = run
         self._about = about
         self._last = latest
+        self._bests = {
+            record.round: record.best.round
+            for record in run.folder.records()
+            if record.stage == about.stage.name and record.best is not None
+        }
 
     def are_over(self, state: ServerState) -> bool:
         """Whether the stage ends with this state."""
@@ -155,6 +160,8 @@ class Rounds:
             before = None if last is None else last.record.best
             best = better(before, measure(record))
             record = replace(record, best=best)
+            if best is not None:
+                self._bests[record.round] = best.round
             if stage.keep_best and last is not None and best == before:
                 weights = last.best_params
         clients = self._about.population.client_ids
@@ -178,8 +185,12 @@ class Rounds:
     def prune(self, states: StateStore | None) -> None:
         """Drops the client states that no checkpoint needs any more; nobody may be writing one."""
         oldest = oldest_kept(self.run.folder.checkpoints)
-        if states is not None and oldest is not None:
-            states.prune(*oldest)
+        if states is None or oldest is None:
+            return
+        stage, number = oldest
+        own = self._about.stage
+        ends_with_best = stage == own.name and own.keep_best
+        states.prune(stage, number, self._bests.get(number, 0) if ends_with_best else 0)
 
     def outcome(self, state: ServerState) -> Arrays:
         """Returns the stage's weights, and tells when they are not those of its last round."""

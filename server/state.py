@@ -41,5 +41,5 @@ class StateStore(Protocol):
     def commit(self) -> None:
         """Makes durable what was saved and dropped."""
 
-    def prune(self, stage: str, number: int) -> None:
-        """Drops what nobody needs who goes on after round `number` or later."""
+    def prune(self, stage: str, number: int, best: int = 0) -> None:
+        """Drops what nobody needs who goes on after round `number`, or wants those of `best`."""

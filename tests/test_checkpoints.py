@@ -46,7 +46,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_what_the_objective_keeps_and_the_best_weights_come_back_too(tmp_path: Path) -> None:
     plain = checkpoint(3)
     extras = {"control": {"encoder.w": torch.randn(3)}, "mu": {"value": torch.tensor(0.25)}}
-    best = {"encoder.w": torch.randn(3), "head.n": torch.tensor(2)}
+    best = {"encoder.w": torch.randn(3), "head.n": plain.state.params["head.n"]}
     save_checkpoint(
         tmp_path, 0, replace(plain, state=replace(plain.state, extras=extras), best=best), 2
     )

@@ -211,6 +211,33 @@ def test_every_checkpoint_that_is_kept_finds_its_states(
         states.close()
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.sets(st.integers(0, 3)), st.booleans()), min_size=4, max_size=10))
+def test_the_states_of_the_best_round_are_spared_until_there_is_a_better(
+    rounds: list[tuple[set[int], bool]],
+) -> None:
+    model, best, bests = Model(), 0, {0: 0}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE_NAME
+        with ClientStates(path, ["train"]) as states:
+            for number, (clients, better) in enumerate(rounds, start=1):
+                model.place, oldest = (0, number), max(number - 2, 0)
+                states.save("train", number, {k: state(number) for k in clients})
+                model.save(number, clients)
+                best = bests[number] = number if better else best
+                states.prune("train", oldest, bests[oldest])
+                spared = {best, bests[oldest], *range(oldest, number + 1)} - {0}
+                expected = {n: {k: model.newest(0, n, k) for k in range(4)} for n in spared}
+                for n, own in expected.items():
+                    told = {k: value for k, value in own.items() if value is not None}
+                    assert values(states.load("train", n, range(4))) == told
+        rows = sqlite3.connect(path)
+        (count,) = rows.execute("SELECT COUNT(*) FROM states").fetchone()
+        rows.close()
+        needed = {(k, value) for own in expected.values() for k, value in own.items() if value}
+        assert count == len(needed)
+
+
 KILLED = """
 import os, random, signal, sqlite3, sys, time
 from pathlib import Path

@@ -128,3 +128,23 @@ def test_from_the_checkpoint_before_a_damaged_one_states_are_as_they_were(
     assert done.returncode == 0, done.stderr
     assert "going back to the checkpoint before it" in done.stdout
     same(out, alone)
+
+
+def test_with_the_best_weights_there_are_the_states_of_that_round(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(PERSONAL.format(choice=CHOICES["personal"]))
+    # Only clients measure; the second stage learns, and then its server steps too far.
+    settings = ["evaluate.data=none", "evaluate.clients_fraction=1.0"]
+    settings += ["stages.second.local_learning_rate=0.3", "stages.second.server_learning_rate=3.0"]
+
+    def run(name: str, *more: str) -> Path:
+        words = [word for setting in (*settings, *more) for word in ("-s", setting)]
+        simulate(tmp_path / "run.toml", tmp_path / name, *words)
+        return tmp_path / name
+
+    longer = run("longer", "stages.second.keep_best=true", "stages.second.rounds=7")
+    best = json.loads((longer / "summary.json").read_text())["stages"][1]["best"]["round"]
+    assert best < 5, "its checkpoint is gone long since"
+    shorter = run("shorter", f"stages.second.rounds={best}")
+    for name in ("second.safetensors", "model.safetensors"):
+        assert sha256_of(longer / name) == sha256_of(shorter / name)
+    assert kept(longer, "second", best) == kept(shorter, "second", best) != {}

@@ -211,4 +211,6 @@ def _measured(stage: dict[str, Any]) -> str:
     told = [f"{name} {value:.4f}" for name, value in (stage["eval"] or {}).items()]
     if stage["clients_eval"]:
         told.append(describe_clients(stage["clients_eval"]))
-    return ", ".join(told)
+    if best := stage.get("best"):
+        told.append(f"best in round {best['round']}")
+    return ", ".join(told + (["stopped early"] if stage.get("stopped_early") else []))
