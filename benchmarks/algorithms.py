@@ -1,7 +1,7 @@
 """FedProx, SCAFFOLD, FedAdam and FedYogi against FedAvg: `python -m benchmarks.algorithms`.
 
 Fashion-MNIST by Dirichlet(0.1), equal rounds. Each algorithm is tuned alike, on training examples
-that are held out for that: three local learning rates, then, at the best of them, three values of
+that are held out for that: four local learning rates, then, at the best of them, four values of
 one more number. Then it runs with other seeds on the test set. A seed decides who owns what, the
 initial weights and the cohorts, for all algorithms alike: differences are taken seed by seed.
 """
@@ -55,7 +55,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What makes it, by which trainer, and the numbers that are tried besides the local rate."""
+    """What makes it, by which trainer, and what else is tried: `values`, from the first on."""
 
     keys: Mapping[str, str]
     trainer: str
@@ -63,12 +63,12 @@ class Algorithm:
     values: tuple[float, ...]
 
 
-LOCAL_RATES = (0.03, 0.1, 0.3)
+LOCAL_RATES = (0.01, 0.03, 0.1, 0.3)
 # Server rates around the 1 of the papers; FedAdam's and FedYogi's around the 0.01 of Reddi et al.
-_SERVER_RATES, _ADAPTIVE_RATES = (0.5, 1.0, 1.5), (0.003, 0.01, 0.03)
+_SERVER_RATES, _ADAPTIVE_RATES = (1.0, 0.5, 1.5, 2.0), (0.01, 0.003, 0.03, 0.1)
 ALGORITHMS: Mapping[str, Algorithm] = {
     BASELINE: Algorithm({}, "fused", "server_learning_rate", _SERVER_RATES),
-    "FedProx": Algorithm({"objective": "fedprox"}, "loop", "proximal_mu", (0.01, 0.1, 1.0)),
+    "FedProx": Algorithm({"objective": "fedprox"}, "loop", "proximal_mu", (0.1, 0.01, 1.0, 0.001)),
     "SCAFFOLD": Algorithm({"objective": "scaffold"}, "loop", "server_learning_rate", _SERVER_RATES),
     "FedAdam": Algorithm(
         {"server_optimizer": "adam"}, "fused", "server_learning_rate", _ADAPTIVE_RATES
@@ -80,9 +80,9 @@ ALGORITHMS: Mapping[str, Algorithm] = {
 
 
 def rates(name: str) -> list[Numbers]:
-    """Returns the settings that are tried first: local rates, with the middle one of the others."""
+    """Returns the settings that are tried first: local rates, with one value of the others."""
     algorithm = ALGORITHMS[name]
-    return [_numbers(algorithm, rate, algorithm.values[1]) for rate in LOCAL_RATES]
+    return [_numbers(algorithm, rate, algorithm.values[0]) for rate in LOCAL_RATES]
 
 
 def others(name: str, rate: float) -> list[Numbers]:
@@ -160,7 +160,7 @@ def at_edge(name: str, numbers: Numbers) -> list[str]:
     """Returns which of the numbers lie at the end of what was tried: more might be better."""
     also = ALGORITHMS[name]
     tried = {"local_learning_rate": LOCAL_RATES, also.also: also.values}
-    return [key for key, value in numbers.items() if value in {tried[key][0], tried[key][-1]}]
+    return [key for key, value in numbers.items() if value in {min(tried[key]), max(tried[key])}]
 
 
 def summary(curves: Mapping[str, Curve], seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import tomli_w
 import typer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.learning import Curve, Kept, learn_all, open_kept
@@ -127,37 +128,40 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _lost(row: Mapping[str, Any]) -> str:
-    return "" if row["case"] == CLEAN else f"{row['points_lost']:.1f}"
+    return "" if row["case"] == CLEAN or row["broke"] else f"{row['points_lost']:.1f}"
 
 
 def draw(curves: Mapping[str, Curve], setting: Setting) -> Figure:
-    """Returns the figure: test accuracy over rounds, a line for each case that has a colour."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    """Returns the figure: test accuracy over rounds, once in full and once where the best are."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
     figure.patch.set_alpha(0)
-    axes = figure.subplots()
+    whole, top = figure.subplots(1, 2)
+    for axes in (whole, top):
+        _draw_curves(axes, curves)
+    best = max(curves[CLEAN].accuracy)
+    top.set_ylim(100 * best - 10, 100 * best + 1)
+    whole.set_ylabel("test accuracy, %", fontsize=9, color=INK)
+    figure.suptitle(
+        f"{setting.task}, one of {setting.nth} clients sends -4 x its update",
+        fontsize=9,
+        color=INK,
+    )
+    lines, names = whole.get_legend_handles_labels()
+    figure.legend(lines, names, fontsize=8, labelcolor=INK, frameon=False, loc="outside right")
+    return figure
+
+
+def _draw_curves(axes: Axes, curves: Mapping[str, Curve]) -> None:
     for case in (case for case in CASES if case.colour):
-        accuracy = curves[case.name].accuracy
+        accuracy = [100 * value for value in curves[case.name].accuracy]
         style = "--" if case.name == CLEAN else "-"
-        axes.plot(
-            range(1, len(accuracy) + 1),
-            [100 * value for value in accuracy],
-            style,
-            color=case.colour,
-            label=case.name,
-            linewidth=1.6,
-        )
-    share = f"1 of {setting.nth} clients sends -4 x its update"
-    axes.set_title(f"{setting.task}, {share}", fontsize=9, color=INK)
+        rounds = range(1, len(accuracy) + 1)
+        axes.plot(rounds, accuracy, style, color=case.colour, label=case.name, linewidth=1.5)
     axes.set_xlabel("round", fontsize=9, color=INK)
-    axes.set_ylabel("test accuracy, %", fontsize=9, color=INK)
     axes.tick_params(colors=INK, labelsize=8)
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(INK)
-    axes.legend(
-        fontsize=8, labelcolor=INK, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
-    )
-    return figure
 
 
 def _measure(setting: Setting, path: Path, processes: int) -> Kept:

@@ -29,20 +29,20 @@ def never(_: str) -> None:
 
 
 def tried(name: str) -> list[algorithms.Numbers]:
-    rate = algorithms.LOCAL_RATES[1]
+    rate = algorithms.LOCAL_RATES[2]
     return [*algorithms.rates(name), *algorithms.others(name, rate)]
 
 
 def tuned(place: int) -> dict[str, Curve]:
-    """Curves of tuning that say: the middle local rate, and this one of the other numbers."""
+    """Curves of tuning that say: local rate 0.1, and this one of the other numbers."""
     curves = {
         algorithms.run_name(name, numbers, None): flat(0.5)
         for name in algorithms.ALGORITHMS
         for numbers in tried(name)
     }
     for name in algorithms.ALGORITHMS:
-        middle, best = tried(name)[1], tried(name)[3 + place]
-        curves[algorithms.run_name(name, middle, None)] = flat(0.6)
+        first, best = tried(name)[2], tried(name)[4 + place]
+        curves[algorithms.run_name(name, first, None)] = flat(0.6)
         curves[algorithms.run_name(name, best, None)] = flat(0.9)
     return curves
 
@@ -120,8 +120,8 @@ def test_runs_at_the_same_time_give_the_same_curves(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", algorithms.ALGORITHMS)
 def test_all_algorithms_are_tried_alike_with_settings_that_the_config_takes(name: str) -> None:
     configs = [algorithms.config_of(name, own, SKEW, "digits", seed=1) for own in tried(name)]
-    # Three rates and three other numbers, which have one setting in common.
-    assert len({config.learning_stages[0] for config in configs}) == 5
+    # Four rates and four other numbers, which have one setting in common.
+    assert len({config.learning_stages[0] for config in configs}) == 7
     assert {config.seed for config in configs} == {1}
 
 
@@ -145,11 +145,11 @@ def test_tuning_sees_training_examples_alone(tmp_path: Path) -> None:
 
 
 def test_the_best_setting_is_chosen_and_edges_are_told() -> None:
-    for place in range(3):
-        expected = {name: tried(name)[3 + place] for name in algorithms.ALGORITHMS}
+    for place in range(4):
+        expected = {name: tried(name)[4 + place] for name in algorithms.ALGORITHMS}
         curves = tuned(place)
         assert {name: algorithms.chosen(name, curves) for name in expected} == expected
-    assert algorithms.at_edge("FedProx", tried("FedProx")[4]) == []
+    assert algorithms.at_edge("FedProx", tried("FedProx")[2]) == []
     assert algorithms.at_edge("FedProx", tried("FedProx")[0]) == ["local_learning_rate"]
 
 
