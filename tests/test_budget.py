@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deploy.cli import run
 from server.budget import Demand, Room, check_budget, room_at, states_bytes, updates_bytes
 from server.client_states import FILE_NAME, ClientStates
 from shared_models.errors import InputError
@@ -80,3 +81,27 @@ def test_room_is_measured_where_the_run_will_be_and_counts_its_own_states(tmp_pa
     with (folder / FILE_NAME).open("wb") as file:
         file.truncate(2**42)  # takes no place: what is counted is its size
     assert room_at(folder).disk_bytes > 2**42
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ('personal=["head."]', "12 clients keep 1.3 kB each"),
+        ('objective="scaffold"', "12 clients keep 35 kB each"),
+        ('aggregator="median"', "aggregator 'median' keeps all 10 updates of 35 kB at once"),
+        ("keep_best=true", None),
+    ],
+)
+def test_a_run_that_does_not_fit_leaves_no_folder(
+    setting: str,
+    reason: str | None,
+    digits_toml: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("server.budget.room_at", lambda folder: Room(folder, 1000, 1000))
+    out = tmp_path / "run"
+    code = run(["simulate", str(digits_toml), "--out", str(out), "-s", f"stages.train.{setting}"])
+    assert (code, out.exists()) == ((2, False) if reason else (0, True))
+    assert (reason or "") in capsys.readouterr().err

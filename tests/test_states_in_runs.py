@@ -93,14 +93,14 @@ def same(out: Path, alone: Path) -> None:
     assert not list(out.glob(f"{FILE_NAME}-*")), "the database was closed tidily"
 
 
-def killed_at(place: int, alone: Path, out: Path, *, before: bool) -> None:
+def killed_at(place: int, alone: Path, out: Path, *more: str, before: bool) -> None:
     first = KILL_AT_STEP.format(place=place, before=before)
-    done = wildflower("simulate", alone.parent / "run.toml", "--out", out, first=first)
+    done = wildflower("simulate", alone.parent / "run.toml", "--out", out, *more, first=first)
     assert done.returncode == -signal.SIGKILL, (place, done.stderr)
 
 
 FEW = [(11, False), (24, True), (33, False)]
-STEPS = [(place, before) for place in range(1, 73) for before in (True, False)]
+STEPS = [(place, place % 4 == 1) for place in range(1, 60, 2)]  # a run takes 59
 
 
 @pytest.mark.parametrize(
@@ -112,6 +112,18 @@ def test_killed_at_any_step_and_resumed_equals_left_alone(
 ) -> None:
     killed_at(place, alone, tmp_path / "killed", before=before)
     done = wildflower("simulate", tmp_path / "killed", "--resume")
+    assert done.returncode == 0, (place, done.stderr)
+    same(tmp_path / "killed", alone)
+
+
+@pytest.mark.parametrize(
+    "place", [30, *(pytest.param(own, marks=pytest.mark.slow) for own in (12, 40, 50))]
+)
+def test_killed_under_ray_and_resumed_under_ray_equals_left_alone(
+    place: int, alone: Path, tmp_path: Path
+) -> None:
+    killed_at(place, alone, tmp_path / "killed", "--workers", "2", before=False)
+    done = wildflower("simulate", tmp_path / "killed", "--resume", "--workers", "2")
     assert done.returncode == 0, (place, done.stderr)
     same(tmp_path / "killed", alone)
 
