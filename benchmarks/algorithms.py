@@ -169,7 +169,7 @@ def summary(curves: Mapping[str, Curve], seeds: Sequence[int]) -> list[dict[str,
     base = rows[0]["accuracies"]
     for row in rows:
         gains = [100 * (own - other) for own, other in zip(row["accuracies"], base, strict=True)]
-        row["gains"] = [round(gain, 1) for gain in gains]
+        row["gains"] = [round(gain, 1) + 0.0 for gain in gains]  # no -0.0
     return rows
 
 
