@@ -3,7 +3,7 @@
 A fifth of 100 clients send `-4` times their update, in every round that they take part in. Four is
 where a fifth of the clients takes away what the others give: 0.8 - 0.2 * 4 = 0. Li et al., "RSA:
 Byzantine-robust stochastic aggregation methods for distributed learning from heterogeneous
-datasets", AAAI 2019, section 5, scale the flipped message in the same way.
+datasets", AAAI 2019, scale the flipped message in the same way.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def draw(curves: Mapping[str, Curve], setting: Setting) -> Figure:
         color=INK,
     )
     lines, names = whole.get_legend_handles_labels()
-    figure.legend(lines, names, fontsize=8, labelcolor=INK, frameon=False, loc="outside right")
+    figure.legend(
+        lines, names, fontsize=8, labelcolor=INK, frameon=False, loc="outside right center"
+    )
     return figure
 
 
