@@ -54,7 +54,7 @@ def save_checkpoint(folder: Path, stage_number: int, checkpoint: Checkpoint, kee
 
 def checkpoint_files(folder: Path) -> list[Path]:
     """Returns the checkpoints of a run, oldest first."""
-    return sorted(folder.glob("[0-9]*.safetensors"))
+    return sorted(folder.glob(f"[0-9][0-9]-*-{'[0-9]' * 6}.safetensors"))
 
 
 def oldest_kept(folder: Path) -> tuple[str, int] | None:

@@ -48,7 +48,7 @@ def measure_on_clients(run: StageRun, result: RoundResult, send: Send) -> Measur
     requests = _requests(run, result, fraction)
 
     def check(request: BlockRequest, partial: Partial) -> None:
-        _check(request, partial, run.population.examples_of)
+        _check(request, partial, run)
 
     asked = with_states(run, result.state, requests)
     replies = one_by_one_when_bad(send, asked, check)
@@ -78,14 +78,16 @@ def _requests(run: StageRun, result: RoundResult, fraction: float) -> list[Block
     ]
 
 
-def _check(request: BlockRequest, partial: Partial, examples_of: Mapping[int, int]) -> None:
+def _check(request: BlockRequest, partial: Partial, run: StageRun) -> None:
     if tuple(row.client_id for row in partial.rows) != request.client_ids:
         raise UpdateError("the reply is about other clients")
     if partial.sums or partial.singles or partial.states:
         raise UpdateError("the reply holds more than metrics")
     for row in (row for row in partial.rows if row.status == "ok"):
         check_metrics(row.metrics)
-        if row.examples != examples_of[row.client_id]:
+        if unknown := sorted(set(row.metrics) - set(run.measures)):
+            raise UpdateError(f"client {row.client_id} tells of {unknown}, which nobody asked for")
+        if row.examples != run.population.examples_of[row.client_id]:
             raise UpdateError(f"client {row.client_id} claims {row.examples} examples")
 
 

@@ -40,6 +40,7 @@ class StageRun:
     population: Population
     evaluate: Evaluator | None
     parts: Parts
+    measures: tuple[str, ...]
     states: StateStore | None = None
     device: torch.device = HOST
 
@@ -76,7 +77,8 @@ def make_stage_run(
     roles, device = roles_of(task.model(), stage.personal), server_device(config)
     parts = parts_of(stage, task, roles)
     parts = replace(parts, aggregator=placed_on(device, parts.aggregator))
-    return StageRun(config, stage, roles, population, evaluate, parts, device=device)
+    measures = task.measures()
+    return StageRun(config, stage, roles, population, evaluate, parts, measures, device=device)
 
 
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:

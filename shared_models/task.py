@@ -54,6 +54,13 @@ class Task:
         outputs: Tensor = functional_call(model, arrays, (x,))
         return outputs
 
+    def measures(self) -> tuple[str, ...]:
+        """Returns the names of what an evaluation tells: the task's metrics, then the loss."""
+        with torch.no_grad():
+            outputs = self.model()(torch.from_numpy(self.sample(1)))
+        found = self.metrics(outputs, torch.zeros(1, dtype=torch.int64))
+        return (*found, "loss")
+
     def sample(self, examples: int = 2) -> NDArray[Any]:
         """Returns model input of the right shape and dtype, for tracing: zeros."""
         return np.zeros((examples, *self.input.shape), self.input.dtype)

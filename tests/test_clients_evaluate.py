@@ -92,6 +92,21 @@ def test_lies_about_others_are_refused_and_nobody_left_is_an_error() -> None:
         measure_on_clients(stage, result, lambda rs: iter([BlockFailure("gone") for _ in rs]))
 
 
+def test_a_client_tells_only_what_it_is_asked_for() -> None:
+    _, host, stage = opened(*ALL)
+
+    def boasting(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
+        for request in requests:
+            partial = host.evaluator("train")(request, host.data_of)
+            first, *others = partial.rows
+            boast = replace(first, metrics={**first.metrics, "accuracy_p10": 1.0})
+            yield replace(partial, rows=(boast, *others) if first.client_id == 0 else partial.rows)
+
+    measured = measure_on_clients(stage, trained(host, stage), boasting)
+    assert [row.client_id for row in measured.rows if row.status == "refused"] == [0]
+    assert "which nobody asked for" in measured.rows[0].reason
+
+
 def test_a_metric_that_one_client_keeps_to_itself_costs_nothing() -> None:
     _, host, stage = opened(*ALL)
 
