@@ -44,6 +44,8 @@ def save_checkpoint(folder: Path, stage_number: int, checkpoint: Checkpoint, kee
     metadata = {
         "state": json.dumps({"stage": state.stage, "round": state.round}),
         "record": checkpoint.record.to_json(),
+        # A file has its arrays by the alphabet; sums over all of them add up in the state's order.
+        "order": json.dumps(list(arrays)),
     }
     metadata["sha256"] = _checksum(arrays, metadata)
     path = folder / f"{stage_number:02d}-{state.stage}-{state.round:06d}.safetensors"
@@ -99,6 +101,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         about = json.loads(metadata["state"])
         record = record_from_json(metadata["record"])
+        arrays = {name: arrays[name] for name in json.loads(metadata["order"])}
         params = _under("params", arrays)
         optimizer, extras = (_slots(_under(kind, arrays)) for kind in ("optimizer", "extras"))
         state = ServerState(about["stage"], about["round"], params, optimizer, extras)
@@ -135,5 +138,5 @@ def _under(prefix: str, arrays: Arrays) -> Arrays:
 
 
 def _slots(flat: Arrays) -> dict[str, Arrays]:
-    slots = sorted({name.partition(".")[0] for name in flat})
+    slots = dict.fromkeys(name.partition(".")[0] for name in flat)
     return {slot: _under(slot, flat) for slot in slots}

@@ -57,7 +57,7 @@ class LocalTraining:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._model = ground.task.make_model().train()
-        self._parameters = {name for name, _ in self._model.named_parameters()}
+        self._parameters = tuple(name for name, _ in self._model.named_parameters())
         self._personal = "personal" in ground.roles.values()
 
     def objective(self) -> Objective:
@@ -74,7 +74,8 @@ class LocalTraining:
 
     def start(self, arrays: Arrays) -> Local:
         """Returns a client that has taken no step from these arrays."""
-        params = {name: arrays[name] for name in arrays if name in self._parameters}
+        # In the model's order, whatever order they came in: a norm over all adds up in it.
+        params = {name: arrays[name] for name in self._parameters}
         buffers = {name: tensor for name, tensor in arrays.items() if name not in params}
         none_yet = next(iter(params.values())).new_zeros(())
         return Local(arrays, params, buffers, self._ground.optimizer.init(params), none_yet)
