@@ -73,7 +73,7 @@ class Host:
 
         Raises `InputError` when the plan's device is not there.
         """
-        stage, plan = self.config.stage(stage_name), self.config.plan.settled()
+        stage, plan = self.config.stage(stage_name), self.config.settled_plan
         if plan.device == "cuda" and not torch.cuda.is_available():
             raise InputError("plan.device: 'cuda' is not available on this machine; use 'cpu'")
         return Training(
@@ -91,12 +91,13 @@ class Host:
             compiled=plan.compile,
             singles=stage.needs_singles,
             transforms=transforms_of(stage),
+            one_rate=stage.local_schedule == "constant" and not stage.local_warmup_rounds,
         )
 
     def trainer(self, stage_name: str, factor: float = 1.0) -> BlockTrainer:
         """Returns what trains blocks of a stage, as the plan says."""
         training, faults = self.training(stage_name, factor), self.config.faults
-        make = functools.partial(make_trainer, self.config.plan.trainer)
+        make = functools.partial(make_trainer, self.config.settled_plan.trainer)
         return with_faults(faults, training, make) if faults.there_are_some else make(training)
 
     def evaluator(self, stage_name: str) -> BlockEvaluator:

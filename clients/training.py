@@ -67,7 +67,8 @@ class Trained(NamedTuple):
 class Training:
     """How the clients of a stage train: what a block trainer needs besides weights and data.
 
-    With `singles` a block's updates come back one by one instead of summed.
+    With `singles` a block's updates come back one by one instead of summed; with `one_rate` the
+    learning rate is the same in all rounds.
     """
 
     task: Task
@@ -84,6 +85,7 @@ class Training:
     compiled: bool = False
     singles: bool = False
     transforms: tuple[Transform, ...] = ()
+    one_rate: bool = True
 
     @property
     def summed_as_they_are(self) -> bool:

@@ -49,7 +49,7 @@ def make_app(observe: Observer = print_event) -> ServerApp:
         config = parse_config(str(settings.get("config") or BUILTIN), "run config")
         check_devices(config)
         # Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
-        config = config.model_copy(update={"plan": config.plan.settled()})
+        config = config.model_copy(update={"plan": config.settled_plan})
         given = settings.get("out")
         out = Path(str(given)) if given else new_run_folder(Path("runs"), config.name)
         folder = open_run(config, out, resume=bool(settings.get("resume")))

@@ -42,7 +42,7 @@ def make_manifest(config: Config, population: Population, engine: Engine) -> dic
         "engine": engine.name,
         "workers": engine.workers,
         "plan": {
-            **config.plan.settled().model_dump(),
+            **config.settled_plan.model_dump(),
             "threads": 1,
             **_block_map(population),
         },

@@ -6,13 +6,19 @@ import json
 from pathlib import Path
 
 import pytest
+from flwr.app import Context, RecordDict
 
+from clients.app import app
 from clients.planner import block_size, settle
 from deploy.cli import run
+from deploy.engines.grid import RunConfig
+from deploy.engines.inline import InlineGrid
+from server.app import make_app
 from server.run_folder import RunFolder
-from shared_models.config import Plan
+from shared_models.config import Plan, to_toml
+from shared_models.errors import InputError
 from shared_models.files import sha256_of
-from tests.in_memory import opened
+from tests.in_memory import config_of, opened
 
 AUTO = ("-s", "plan.trainer=auto")
 
@@ -39,9 +45,30 @@ def test_what_does_not_fit_is_not_tried_and_the_plan_says_why() -> None:
 def test_every_objective_can_be_planned(objective: str) -> None:
     _, host, _ = opened("plan.trainer=auto", f"stages.train.objective={objective}")
     measured = settle(host)
-    assert measured.plan.trainer == "vectorised"
+    assert set(measured.seconds) == {"loop", "vectorised"}
     why = "its objective does more than descend on the task's loss"
     assert measured.left_out == dict.fromkeys(("reused", "fused", "low_rank"), why)
+
+
+def test_where_nobody_measures_the_folder_says_who_trained(tmp_path: Path) -> None:
+    """As under stock Flower, where nodes are given a config whose plan is open."""
+    config = to_toml(config_of("plan.trainer=auto", "stages.train.objective=scaffold"))
+    settings: RunConfig = {"config": config, "out": str(tmp_path / "flower"), "resume": False}
+    grid = InlineGrid(app, {"config": config})
+    make_app(lambda _: None)(grid, Context(1, 1, {}, RecordDict(), settings))
+    assert RunFolder(tmp_path / "flower").config().plan.trainer == "loop"
+    manifest = str(tmp_path / "flower" / "manifest.json")
+    again = ["simulate", str(tmp_path / "flower"), "--plan", manifest, "--out"]
+    assert run([*again, str(tmp_path / "again")]) == 0
+    first, second = (sha256_of(tmp_path / n / "model.safetensors") for n in ("flower", "again"))
+    assert first == second
+
+
+def test_a_compiled_step_wants_one_learning_rate() -> None:
+    overrides = ("plan.compile=true", "stages.train.local_schedule=exponential")
+    _, host, _ = opened("plan.trainer=vectorised", *overrides)
+    with pytest.raises(InputError, match="which local_schedule changes"):
+        host.trainer("train")
 
 
 def test_compiled_kernels_are_only_used_where_they_were_measured() -> None:

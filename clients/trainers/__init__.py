@@ -26,15 +26,7 @@ TRAINERS: Mapping[str, Callable[[Training], BlockTrainer]] = {
 
 
 def make_trainer(name: str, training: Training) -> BlockTrainer:
-    """Returns a trainer by name; `InputError` when it cannot train the task.
-
-    `auto`, where nobody measured, is `reused`, or `loop` for what that cannot train.
-    """
-    if name == "auto":
-        try:
-            return reused(training)
-        except Unfit:
-            return loop(training)
+    """Returns a trainer by name; `InputError` when it cannot train the task."""
     try:
         return TRAINERS[name](training)
     except Unfit as error:

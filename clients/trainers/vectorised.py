@@ -23,6 +23,7 @@ from clients.training import (
     Member,
     Trained,
     Training,
+    Unfit,
     as_batch,
     batch_indices,
     noise_source,
@@ -39,7 +40,12 @@ Nest: TypeAlias = Any  # dicts and tuples of tensors, each stacked along its fir
 
 
 def vectorised(training: Training) -> BlockTrainer:
-    """Returns the trainer; it fits every task."""
+    """Returns the trainer; it fits every task, compiled only where the learning rate stays.
+
+    Raises `Unfit` otherwise: a compiled step has it inside, and would be compiled in every round.
+    """
+    if training.compiled and not training.one_rate:
+        raise Unfit("a compiled step has the learning rate inside, which local_schedule changes")
     make_model = training.task.make_model
     mappable = replace(training.task, make_model=lambda: scanned(make_model()))
     objective = replace(training, task=mappable).objective(by_transform)

@@ -33,7 +33,7 @@ class Plan(Table):
         """Returns the block size, also of a plan that nobody settled."""
         return self.block_size or 10
 
-    def settled(self, trainer: str = "reused", block_size: int | None = None) -> Plan:
+    def settled(self, trainer: str, block_size: int | None = None) -> Plan:
         """Returns the plan with what is open filled in: by what was measured, or by these."""
         return self.model_copy(
             update={

@@ -69,6 +69,8 @@ class Config(Table):
             raise ValueError("stages: one export stage is enough: it takes several formats")
         if "export" in kinds and self.evaluate.data == "none":
             raise ValueError("evaluate.data: contradicts the export stage, which needs test data")
+        if "export" in kinds and (fault := self.export_fault):
+            raise ValueError(fault)
         return self
 
     @model_validator(mode="after")
@@ -82,14 +84,19 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _rounds_can_be_compared(self) -> Self:
-        measured = self.evaluate.data != "none" or self.evaluate.clients_fraction > 0.0
+        if self.evaluate.clients_fraction > 0.0:
+            return self
         for stage in self.learning_stages:
+            if self.evaluate.data != "none" and not stage.personal:
+                continue
+            ways = "evaluate.clients_fraction"
+            if stage.personal:
+                ways += ": the server has no personal arrays, only clients can measure"
+            else:
+                ways = f"evaluate.data or {ways}"
             for key in ("early_stopping_rounds", "keep_best"):
-                if getattr(stage, key) and not measured:
-                    raise ValueError(
-                        f"stages.{stage.name}.{key}: needs an evaluation; "
-                        "set evaluate.data or evaluate.clients_fraction"
-                    )
+                if getattr(stage, key):
+                    raise ValueError(f"stages.{stage.name}.{key}: needs an evaluation; set {ways}")
         return self
 
     @model_validator(mode="after")
@@ -115,6 +122,23 @@ class Config(Table):
     def export_stage(self) -> ExportStage | None:
         """The stage that follows on the finished run folder, if there is one."""
         return next((stage for stage in self.stages if isinstance(stage, ExportStage)), None)
+
+    @property
+    def export_fault(self) -> str | None:
+        """Why there is no whole model that could be exported, or None."""
+        stage = self.learning_stages[-1]
+        if not stage.personal:
+            return None
+        return (
+            f"stages.{stage.name}.personal: contradicts export, since the server has no such arrays; "
+            "remove the export stage, or add a train stage without personal after this one"
+        )
+
+    @property
+    def settled_plan(self) -> Plan:
+        """The plan; where nobody measured, with a trainer that can train every stage."""
+        plain = all(stage.only_descends for stage in self.learning_stages)
+        return self.plan.settled("reused" if plain else "loop")
 
     def stage(self, name: str) -> TrainStage:
         """Returns a learning stage by name."""

@@ -105,6 +105,11 @@ class TrainStage(Table):
         return self
 
     @property
+    def only_descends(self) -> bool:
+        """Whether clients do nothing but descend on the task's loss."""
+        return self.objective == "fedavg" and not self.personal
+
+    @property
     def needs_singles(self) -> bool:
         """Whether the aggregator needs every client's update by itself."""
         return self.aggregator not in {"weighted_mean", "clipped_mean"}
