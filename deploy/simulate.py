@@ -17,7 +17,7 @@ from deploy.planning import settle_plan
 from server.run_folder import RunFolder
 from server.summary import own_peak_mb
 from shared_models.config import Config, ExportStage, TrainStage, to_toml
-from shared_models.errors import ExportError
+from shared_models.errors import ExportError, InputError
 
 if TYPE_CHECKING:
     from clients.host import Host
@@ -157,6 +157,8 @@ def export_stage(folder: RunFolder, stage: ExportStage, observe: Observer) -> tu
 
     made: list[Artefact] = []
 
+    if fault := folder.config().export_fault:
+        raise InputError(fault)
     def keep(artefact: Artefact) -> None:
         made.append(artefact)
         observe(ArtefactMeasured(artefact))

@@ -72,7 +72,8 @@ def make_stage_run(
 ) -> StageRun:
     """Returns a stage's parts, as its config asks for them.
 
-    Raises `InputError` when the device of the server is not there.
+    A model of which clients keep a part is not `evaluate`d: the server has no such arrays. Raises
+    `InputError` when the device of the server is not there, or too few clients for its aggregator.
     """
     roles, device = roles_of(task.model(), stage.personal), server_device(config)
     parts = parts_of(stage, task, roles)

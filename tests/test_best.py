@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from deploy.cli import run as command
 from server.best import better, has_stopped, measure
 from server.checkpoints import checkpoint_files
 from server.records import Best, RoundRecord, record_from_json
@@ -181,6 +182,22 @@ def test_from_the_checkpoint_before_a_damaged_one_it_stops_in_the_same_round(
     newest.write_bytes(newest.read_bytes()[:-1])
     assert wildflower("simulate", out, "--resume").returncode == 0
     same(out, alone)
+
+
+def test_where_the_server_lacks_the_head_clients_decide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "digits.toml").write_text(DIGITS)
+    settings = ["stages.train.personal=['head.']", "evaluate.clients_fraction=1.0"]
+    settings.append("stages.train.early_stopping_rounds=3")
+    more = [word for setting in settings for word in ("-s", setting)]
+    simulate(tmp_path / "digits.toml", tmp_path / "run", *more)
+    lines = [json.loads(line) for line in lines_of(tmp_path / "run")]
+    assert [line["eval"] for line in lines] == [None] * len(lines)
+    values = [line["clients_eval"]["accuracy"] for line in lines]
+    assert lines[-1]["best"]["value"] == max(values)
+    assert command(["export", str(tmp_path / "run")]) == 2
+    assert "stages.train.personal: contradicts export" in capsys.readouterr().err
 
 
 def test_where_only_clients_measure_they_decide(tmp_path: Path) -> None:

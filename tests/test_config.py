@@ -90,6 +90,25 @@ def test_contradictions_are_refused_in_the_users_own_keys(
     assert message in refused(DIGITS, *overrides)
 
 
+PERSONAL = "stages.train.personal=['head.']"
+
+
+@pytest.mark.parametrize("key", ["early_stopping_rounds=2", "keep_best=true"])
+def test_the_server_cannot_judge_what_it_has_no_whole_model_of(key: str) -> None:
+    told = refused(DIGITS, PERSONAL, f"stages.train.{key}")
+    assert told.endswith(": the server has no personal arrays, only clients can measure")
+    measured = (PERSONAL, f"stages.train.{key}", "evaluate.clients_fraction=0.5")
+    parse_config(DIGITS, "x", overrides=measured)
+
+
+def test_a_model_without_its_personal_arrays_is_not_exported() -> None:
+    exported = DIGITS + '[[stages]]\nkind = "export"\n'
+    told = refused(exported, PERSONAL)
+    assert "stages.train.personal: contradicts export: the server has no such" in told
+    shared = DIGITS[DIGITS.index("[[stages]]") :].replace('"train"', '"shared"', 1)
+    parse_config(DIGITS + shared + '[[stages]]\nkind = "export"\n', "x", overrides=[PERSONAL])
+
+
 def test_missing_keys_and_stage_order() -> None:
     assert "key 'task' is missing" in refused(DIGITS.replace("task =", "# task ="))
     assert "data.clients: is missing" in refused(DIGITS.replace("clients = 12", ""))

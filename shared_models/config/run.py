@@ -130,7 +130,7 @@ class Config(Table):
         if not stage.personal:
             return None
         return (
-            f"stages.{stage.name}.personal: contradicts export, since the server has no such arrays; "
+            f"stages.{stage.name}.personal: contradicts export: the server has no such arrays; "
             "remove the export stage, or add a train stage without personal after this one"
         )
 
