@@ -78,8 +78,8 @@ def make_stage_run(
     roles, device = roles_of(task.model(), stage.personal), server_device(config)
     parts = parts_of(stage, task, roles)
     parts = replace(parts, aggregator=placed_on(device, parts.aggregator))
-    measures = task.measures()
-    return StageRun(config, stage, roles, population, evaluate, parts, measures, device=device)
+    measures, own = task.measures(), None if stage.personal else evaluate
+    return StageRun(config, stage, roles, population, own, parts, measures, device=device)
 
 
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:
