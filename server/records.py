@@ -42,9 +42,9 @@ class Best:
 class Seconds:
     """Where a round's time went; `total` is what the next round had to wait for.
 
-    The server evaluates and writes the checkpoint while the next round trains: `checkpoint`, and
-    the server's part of `evaluate`, are beside `total`, not in it. Only where a stage may stop
-    early the evaluation is in it. `checkpoint` is None in the copy inside the checkpoint itself.
+    `checkpoint` is beside `total`, not in it: it is written while the next round trains. So is the
+    server's part of `evaluate`, except where a stage may stop early or clients train in the
+    server's process. `checkpoint` is None in the copy inside the checkpoint itself.
     """
 
     total: float

@@ -94,24 +94,33 @@ def _next_round(
 
     That work runs while the next round trains. That round's state is a new value, so nothing
     changes under this one, and a process that is killed meanwhile resumes from the checkpoint
-    before. The server's evaluation is part of it, unless it decides whether there is a next round.
+    before. The server's evaluation is part of it where it may be.
     """
     began, run = time.perf_counter(), rounds.run
     result = run_round(about, state, run.transport.train, run.observe)
     measured = _measured_by_clients(about, result, run.transport.evaluate)
-    decides = about.stage.early_stopping_rounds is not None
-    if decides:
+    at_once = must_wait(about.stage, run.transport.engine)
+    if at_once:
         measured = replace(measured, result=evaluate_round(about, measured.result))
     if about.states is not None:
         about.states.commit()  # a checkpoint without its states would be worth nothing
     behind.wait()
     rounds.prune(about.states)
     measured = _with_total(measured, time.perf_counter() - began)
-    if decides:
+    if at_once:
         behind.run(functools.partial(rounds.keep, rounds.compared(measured), measured.rows))
     else:
         behind.run(functools.partial(rounds.finish, measured))
     return result.state
+
+
+def must_wait(stage: TrainStage, engine: Engine) -> bool:
+    """Whether the next round has to wait until the server has evaluated the one before.
+
+    That may decide whether there is a next one. And clients that train in this very process would
+    only fight with it for Python's lock. What is found does not depend on when.
+    """
+    return stage.early_stopping_rounds is not None or engine.name == "inline"
 
 
 def _measured_by_clients(about: StageRun, result: RoundResult, send: Send) -> Measured:

@@ -110,10 +110,11 @@ STEPS = [(place, place % 4 == 1) for place in range(1, 60, 2)]  # a run takes 59
 def test_killed_at_any_step_and_resumed_equals_left_alone(
     place: int, before: bool, alone: Path, tmp_path: Path
 ) -> None:
-    killed_at(place, alone, tmp_path / "killed", before=before)
-    done = wildflower("simulate", tmp_path / "killed", "--resume")
+    out = tmp_path / "killed"
+    killed_at(place, alone, out, before=before)
+    done = wildflower("simulate", alone.parent / "run.toml", "--out", out, "--resume")
     assert done.returncode == 0, (place, done.stderr)
-    same(tmp_path / "killed", alone)
+    same(out, alone)
 
 
 @pytest.mark.parametrize(
