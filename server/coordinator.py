@@ -24,7 +24,7 @@ from server.sampling import count_of, cut_blocks
 from server.state import ServerState, StateStore
 from shared_models.arrays import Arrays, Role, add, cast, roles_of, scaled, size_bytes, with_role
 from shared_models.config import Config, TrainStage
-from shared_models.errors import RoundError
+from shared_models.errors import InputError, RoundError
 from shared_models.messages import BlockRequest, Reply, Send
 from shared_models.partial import Partial, Row
 from shared_models.task import Task
@@ -73,7 +73,8 @@ def make_stage_run(
     """Returns a stage's parts, as its config asks for them.
 
     A model of which clients keep a part is not `evaluate`d: the server has no such arrays. Raises
-    `InputError` when the device of the server is not there, or too few clients for its aggregator.
+    `InputError` when the device of the server is not there, too few clients for its aggregator, or
+    clients of a real fleet would have to keep something.
     """
     roles, device = roles_of(task.model(), stage.personal), server_device(config)
     parts = parts_of(stage, task, roles)
@@ -81,11 +82,22 @@ def make_stage_run(
     measures, own = task.measures(), None if stage.personal else evaluate
     return StageRun(config, stage, roles, population, own, parts, measures, device=device)
 
+    _check_keepers(parts, stage, population)
 
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:
     """Returns the state before round 1; optimiser state does not pass from stage to stage."""
     trainable = with_role(params, run.roles, "trainable")
     extras = run.parts.objective.server.init(params)
+def _check_keepers(parts: Parts, stage: TrainStage, population: Population) -> None:
+    """Raises `InputError` when clients keep state and are not simulated: it would travel to us."""
+    if parts.objective.keeps_state and population.node_of is not None:
+        what = "personal" if stage.personal else f"objective {stage.objective!r}"
+        raise InputError(
+            f"stages.{stage.name}: with {what} clients keep arrays of their own, which nodes that "
+            "host their own clients cannot do yet; run it with `wildflower simulate`"
+        )
+
+
     return ServerState(run.stage.name, 0, params, run.parts.optimizer.init(trainable), extras)
 
 

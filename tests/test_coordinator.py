@@ -16,12 +16,13 @@ from server.coordinator import (
     begin_stage,
     evaluate_round,
     make_requests,
+    make_stage_run,
     run_round,
 )
 from server.population import merge_hellos
 from server.sampling import cut_blocks, sample_cohort
 from shared_models.arrays import digest
-from shared_models.errors import RoundError
+from shared_models.errors import InputError, RoundError
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
 from shared_models.objectives import Batch
 from shared_models.partial import Partial, Row, Sum
@@ -252,6 +253,18 @@ def test_the_population_is_the_union_of_what_nodes_host() -> None:
     assert population.client_ids == (1, 2, 3)
     assert population.node_of == {3: 7, 1: 7, 2: 8}
     assert merge_hellos({7: hello(1, 2, shared=True), 8: hello(1, 2, shared=True)}).node_of is None
+
+
+@pytest.mark.parametrize("choice", ["personal=['head.']", "objective=ditto", "objective=scaffold"])
+def test_what_clients_keep_does_not_leave_a_node_that_hosts_them(choice: str) -> None:
+    config, host, _ = opened(f"stages.train.{choice}")
+    told = host.hello()
+    own = merge_hellos({1: replace(told, shared=False)})
+    with pytest.raises(
+        InputError, match=r"stages\.train: with .* clients keep arrays of their own"
+    ):
+        make_stage_run(config, config.stage("train"), host.task, own, None)
+    make_stage_run(config, config.stage("train"), host.task, merge_hellos({1: told}), None)
 
 
 @pytest.mark.parametrize(
