@@ -22,7 +22,17 @@ from server.population import Population
 from server.records import Failure, Injected, RoundRecord, Seconds
 from server.sampling import count_of, cut_blocks
 from server.state import ServerState, StateStore
-from shared_models.arrays import Arrays, Role, add, cast, roles_of, scaled, size_bytes, with_role
+from shared_models.arrays import (
+    Arrays,
+    Role,
+    add,
+    cast,
+    global_norm,
+    roles_of,
+    scaled,
+    size_bytes,
+    with_role,
+)
 from shared_models.config import Config, TrainStage
 from shared_models.errors import InputError, RoundError
 from shared_models.messages import BlockRequest, Reply, Send
@@ -217,9 +227,32 @@ def step(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
     """Returns the state after the server optimiser's step, by the role of each array.
 
     Trainable arrays move by the optimiser's step on `-mean(delta)`, averaged ones become the mean
-    of the clients', carried and personal ones stay. It is done on the server's device.
+    of the clients', carried and personal ones stay. It is done on the server's device. Raises
+    `RoundError` when something in it is not finite any more.
     """
-    return on_host(_stepped(run, on_device(state, run.device), fold))
+    after = _stepped(run, on_device(state, run.device), fold)
+    _require_finite(run, after)
+    return on_host(after)
+
+
+def _require_finite(run: StageRun, state: ServerState) -> None:
+    shared = [name for name, role in run.roles.items() if role in ("trainable", "averaged")]
+    arrays = {name: state.params[name] for name in shared}
+    for slot, own in state.extras.items():
+        arrays |= {f"{slot}.{name}": tensor for name, tensor in own.items()}
+    # The norm alone may overflow.
+    if bool(torch.isfinite(global_norm(arrays))):
+        return
+    for name, tensor in arrays.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise RoundError(_diverged(state, f"{name} holds NaN or infinite values"))
+
+
+def _diverged(state: ServerState, found: object) -> str:
+    return (
+        f"stage {state.stage!r}, round {state.round}: the model diverged ({found}); "
+        "lower local_learning_rate or server_learning_rate, or set local_clip_norm"
+    )
 
 
 def _stepped(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
@@ -253,10 +286,7 @@ def evaluate_round(run: StageRun, result: RoundResult) -> RoundResult:
     began = time.perf_counter()
     found = run.evaluate(state.params)
     if not all(math.isfinite(value) for value in found.values()):
-        raise RoundError(
-            f"stage {state.stage!r}, round {state.round}: the model diverged ({found}); "
-            "lower local_learning_rate or server_learning_rate, or set local_clip_norm"
-        )
+        raise RoundError(_diverged(state, found))
     took = record.seconds.evaluate + time.perf_counter() - began
     seconds = replace(record.seconds, evaluate=took)
     return replace(result, record=replace(record, eval=found, seconds=seconds))

@@ -18,7 +18,9 @@ from server.coordinator import (
     make_requests,
     make_stage_run,
     run_round,
+    step,
 )
+from server.fold import Fold, fold_reply
 from server.population import merge_hellos
 from server.sampling import cut_blocks, sample_cohort
 from shared_models.arrays import digest
@@ -213,6 +215,25 @@ def test_a_model_that_diverges_is_an_error_with_advice() -> None:
     result = run_round(run, begin_stage(run, host.task.build(0)), send_to(host), ignore)
     with pytest.raises(RoundError, match=r"round 1: the model diverged .* local_learning_rate"):
         evaluate_round(run, result)
+
+
+@pytest.mark.parametrize("objective", ["fedavg", "scaffold"])
+def test_a_step_to_infinity_is_an_error_though_nobody_evaluates(objective: str) -> None:
+    hasty = ("stages.train.server_learning_rate=1e300", "stages.train.server_optimizer=sgd")
+    _, host, run = opened(f"stages.train.objective={objective}", *hasty)
+    state = begin_stage(run, host.task.build(0))
+    with pytest.raises(
+        RoundError, match=r"round 1: the model diverged \(\S+ holds NaN or infinite"
+    ):
+        run_round(run, state, send_to(host), ignore)
+    # Values whose squares are infinite are large, no more.
+    large = {name: torch.full_like(tensor, 1e30) for name, tensor in host.task.build(0).items()}
+    _, host, run = opened("stages.train.server_learning_rate=1e-30")
+    fold = Fold(run.parts.aggregator.init())
+    for request in make_requests(run, state, ("train", 1, 0), range(10)):
+        (reply,) = send_to(host)([request])
+        fold = fold_reply(run.parts.aggregator, fold, request, reply)
+    step(run, begin_stage(run, large), fold)
 
 
 def test_a_round_without_any_usable_update_fails_loudly() -> None:
