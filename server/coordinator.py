@@ -88,16 +88,12 @@ def make_stage_run(
     """
     roles, device = roles_of(task.model(), stage.personal), server_device(config)
     parts = parts_of(stage, task, roles)
+    _check_keepers(parts, stage, population)
     parts = replace(parts, aggregator=placed_on(device, parts.aggregator))
     measures, own = task.measures(), None if stage.personal else evaluate
     return StageRun(config, stage, roles, population, own, parts, measures, device=device)
 
-    _check_keepers(parts, stage, population)
 
-def begin_stage(run: StageRun, params: Arrays) -> ServerState:
-    """Returns the state before round 1; optimiser state does not pass from stage to stage."""
-    trainable = with_role(params, run.roles, "trainable")
-    extras = run.parts.objective.server.init(params)
 def _check_keepers(parts: Parts, stage: TrainStage, population: Population) -> None:
     """Raises `InputError` when clients keep state and are not simulated: it would travel to us."""
     if parts.objective.keeps_state and population.node_of is not None:
@@ -108,6 +104,10 @@ def _check_keepers(parts: Parts, stage: TrainStage, population: Population) -> N
         )
 
 
+def begin_stage(run: StageRun, params: Arrays) -> ServerState:
+    """Returns the state before round 1; optimiser state does not pass from stage to stage."""
+    trainable = with_role(params, run.roles, "trainable")
+    extras = run.parts.objective.server.init(params)
     return ServerState(run.stage.name, 0, params, run.parts.optimizer.init(trainable), extras)
 
 
