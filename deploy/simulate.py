@@ -155,10 +155,10 @@ def export_stage(folder: RunFolder, stage: ExportStage, observe: Observer) -> tu
     """Runs one export stage on a finished run folder and adds it to the summary."""
     from deploy.export.exporter import export_run
 
-    made: list[Artefact] = []
-
     if fault := folder.config().export_fault:
         raise InputError(fault)
+    made: list[Artefact] = []
+
     def keep(artefact: Artefact) -> None:
         made.append(artefact)
         observe(ArtefactMeasured(artefact))
