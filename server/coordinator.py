@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import psutil
 import torch
 
 from server.aggregators.placed import placed_on
-from server.cohort import Cohort, draw_cohort
+from server.cohort import draw_cohort
 from server.device import HOST, on_device, on_host, server_device
 from server.evaluation import Evaluator
 from server.events import BlockFinished, Notice, Observer
@@ -19,7 +18,8 @@ from server.fold import Expected, Fold, check_partial, fold_reply
 from server.parts import Parts, parts_of
 from server.patience import one_by_one_when_bad
 from server.population import Population
-from server.records import Failure, Injected, RoundRecord, Seconds
+from server.recording import Attempt, Told, make_record
+from server.records import RoundRecord, Seconds
 from server.sampling import count_of, cut_blocks
 from server.state import ServerState, StateStore
 from shared_models.arrays import (
@@ -30,13 +30,14 @@ from shared_models.arrays import (
     global_norm,
     roles_of,
     scaled,
-    size_bytes,
     with_role,
 )
 from shared_models.config import Config, TrainStage
 from shared_models.errors import InputError, RoundError
 from shared_models.messages import BlockRequest, Reply, Send
-from shared_models.partial import Partial, Row
+from shared_models.objectives import Terms
+from shared_models.partial import Partial
+from shared_models.schedules import schedule_of
 from shared_models.task import Task
 
 
@@ -62,15 +63,6 @@ class RoundResult:
     state: ServerState
     record: RoundRecord
     cohort: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A cohort and what came of it."""
-
-    about: tuple[str, int, int]
-    cohort: Cohort
-    fold: Fold
 
 
 def make_stage_run(
@@ -120,6 +112,7 @@ def run_round(run: StageRun, state: ServerState, send: Send, observe: Observer) 
             raise RoundError(_too_few(run, tried))
         if tried:
             observe(Notice(_again(run, tried[-1])))
+            tried[-1] = tried[-1].without_updates()
         tried.append(_attempt(run, state, len(tried), send, observe))
     trained = time.perf_counter()
     after = step(run, state, tried[-1].fold)
@@ -127,7 +120,7 @@ def run_round(run: StageRun, state: ServerState, send: Send, observe: Observer) 
     seconds = Seconds(
         total=stepped - began, train=trained - began, aggregate=stepped - trained, evaluate=0.0
     )
-    record = _record(after, tried, seconds)
+    record = make_record(after, tried, seconds)
     cohort = tuple(sorted(tried[-1].cohort.in_time))
     return RoundResult(after, record, cohort)
 
@@ -148,15 +141,15 @@ def _attempt(
         run.states.rewind(state.stage, state.round)
     fold = Fold(run.parts.aggregator.init())
     waiting = list(cohort.in_time)
-    blocks = 0
+    blocks, told = 0, Told(send)
     while waiting and (missing := cohort.target - fold.usable) > 0:
         wave, waiting = waiting[:missing], waiting[missing:]
         requests = make_requests(run, state, about, wave, blocks)
         blocks += len(requests)
-        for request, reply in _replies(run, state, requests, send):
+        for request, reply in _replies(run, state, requests, told.send):
             fold = _folded(run, fold, request, reply)
             observe(BlockFinished(run.stage.name, request.round, len(request.client_ids)))
-    return Attempt(about, cohort, fold)
+    return Attempt(about, cohort, replace(fold, bytes_down=told.bytes_down))
 
 
 def make_requests(
@@ -192,8 +185,6 @@ def _folded(run: StageRun, fold: Fold, request: BlockRequest, reply: Reply) -> F
     """Returns the fold with a reply in it; what its clients keep is put aside."""
     if run.states is not None and isinstance(reply, Partial):
         run.states.save(request.stage, request.round, reply.states)
-    told = sum(map(size_bytes, (request.params, *request.extras.values())))
-    fold = replace(fold, bytes_down=fold.bytes_down + told)
     return fold_reply(run.parts.aggregator, fold, request, reply)
 
 
@@ -292,68 +283,6 @@ def evaluate_round(run: StageRun, result: RoundResult) -> RoundResult:
     return replace(result, record=replace(record, eval=found, seconds=seconds))
 
 
-def _record(
-    state: ServerState,
-    tried: Sequence[Attempt],
-    seconds: Seconds,
-) -> RoundRecord:
-    last = tried[-1]
-    rows = [row for attempt in tried for row in (*attempt.fold.rows, *attempt.cohort.late)]
-    bad = [Failure(row.client_id, row.status, row.reason) for row in rows if row.status != "ok"]
-    good = [row for row in last.fold.rows if row.status == "ok"]
-    unneeded = len(last.cohort.in_time) - len(last.fold.rows)
-    return RoundRecord(
-        stage=state.stage,
-        round=state.round,
-        clients_selected=sum(len(a.cohort.in_time) + len(a.cohort.late) for a in tried),
-        clients_aggregated=len(good),
-        clients_failed=len(bad),
-        failures=tuple(bad),
-        train_loss=_mean_metric(good, "loss"),
-        eval=None,
-        seconds=seconds,
-        bytes_down=sum(attempt.fold.bytes_down for attempt in tried),
-        bytes_up=sum(attempt.fold.bytes_up for attempt in tried),
-        rss_mb=psutil.Process().memory_info().rss / 2**20,
-        time=time.time(),
-        attempts=len(tried),
-        clients_late=unneeded + sum(len(attempt.cohort.late) for attempt in tried),
-        waited_s=_waited_s(tried),
-        repeatable=all(attempt.fold.repeatable for attempt in tried),
-        injected=tuple(fault for attempt in tried for fault in _injected(attempt)),
-    )
-
-
-def _waited_s(tried: Sequence[Attempt]) -> float | None:
-    """Returns the simulated seconds of all attempts, None where nobody was ever slow."""
-    if not any(any(attempt.cohort.delays.values()) for attempt in tried):
-        return None
-    return sum(
-        attempt.cohort.waited_s(
-            len(attempt.fold.rows), enough=attempt.fold.usable >= attempt.cohort.target
-        )
-        for attempt in tried
-    )
-
-
-def _injected(attempt: Attempt) -> Iterator[Injected]:
-    kinds = attempt.cohort.injected
-    for row in (*attempt.fold.rows, *attempt.cohort.late):
-        if row.client_id in kinds:
-            outcome = "tolerated" if row.status == "ok" else row.status
-            yield Injected(row.client_id, kinds[row.client_id], outcome)
-    for client_id in attempt.cohort.in_time[len(attempt.fold.rows) :]:
-        if client_id in kinds:  # enough others had answered
-            yield Injected(client_id, kinds[client_id], "late")
-
-
-def _mean_metric(rows: Sequence[Row], name: str) -> float | None:
-    """Returns the mean over examples, or None where nobody reports it."""
-    told = [(row.metrics[name], row.examples) for row in rows if name in row.metrics]
-    total = sum(examples for _, examples in told)
-    return sum(value * examples for value, examples in told) / total if total else None
-
-
 def _again(run: StageRun, attempt: Attempt) -> str:
     _, number, _ = attempt.about
     return f"round {number}: {_usable(run, attempt)}; asking a new cohort"
@@ -371,5 +300,6 @@ def _too_few(run: StageRun, tried: Sequence[Attempt]) -> str:
 def _usable(run: StageRun, attempt: Attempt) -> str:
     usable, asked = attempt.fold.usable, len(attempt.cohort.in_time) + len(attempt.cohort.late)
     return (
-        f"{usable or 'none'} of {asked} clients sent a usable update, the quorum is {quorum(run)}"
+        f"{attempt.fold.usable or 'none'} of {attempt.asked} clients sent a usable update, "
+        f"the quorum is {quorum(run)}"
     )

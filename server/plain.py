@@ -49,9 +49,9 @@ def describe_round(record: RoundRecord) -> str:
 
 
 def describe_losses(record: RoundRecord) -> str:
-    """Returns e.g. `1 failed, 2 late`, empty where nobody was lost."""
+    """Returns e.g. `1 failed, 2 late`, empty where nobody was lost: all who are not aggregated."""
     lost = Counter(failure.status for failure in record.failures)
-    lost["late"] = record.clients_late
+    lost |= {"late": record.clients_late, "discarded": record.clients_discarded}
     return ", ".join(f"{count} {status}" for status, count in sorted(lost.items()) if count)
 
 

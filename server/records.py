@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-OUTCOMES = ("refused", "failed", "late", "tolerated")
+OUTCOMES = ("refused", "failed", "late", "tolerated", "discarded")
 """What may become of a client that suffers an injected fault."""
 
 
@@ -59,10 +59,12 @@ class RoundRecord:
     """The record of one round; `time` is seconds since the epoch, `rss_mb` the server process.
 
     `eval` is what the server measured, `clients_eval` what clients did on their own examples.
-    `failures` are of all `attempts`. `clients_late` were not waited for: they missed the deadline,
-    or enough others had answered. `waited_s` is on the simulated clock, where there is one. A round
-    is not `repeatable` when a clock on the wall cut somebody off. `best` is told where it decides
-    when the stage ends, or with which weights.
+    Over all `attempts`, each of `clients_selected` is in one count: aggregated; `clients_failed`,
+    that is failed or refused; `clients_late`, who missed the deadline, or enough others had
+    answered; or `clients_discarded`, whose good update came in an attempt below the quorum.
+    `failures` are those who failed, were refused or missed the deadline. `waited_s` is on the
+    simulated clock, where there is one. A round is not `repeatable` when a clock on the wall cut
+    somebody off. `best` is told where it decides when the stage ends, or with which weights.
     """
 
     stage: str
@@ -81,6 +83,7 @@ class RoundRecord:
     clients_eval: Mapping[str, float] | None = None
     attempts: int = 1
     clients_late: int = 0
+    clients_discarded: int = 0
     waited_s: float | None = None
     repeatable: bool = True
     injected: tuple[Injected, ...] = ()

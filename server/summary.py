@@ -52,6 +52,8 @@ def summarize_stage(stage: TrainStage, records: Sequence[RoundRecord]) -> dict[s
         "clients_eval": measured.clients_eval,
         "train_loss": last.train_loss,
         "clients_failed": sum(record.clients_failed for record in records),
+        "clients_late": sum(record.clients_late for record in records),
+        "clients_discarded": sum(record.clients_discarded for record in records),
         "faults": fault_table(records),
         "clients_per_second": sum(record.clients_aggregated for record in timed) / seconds,
         "seconds": sum(record.seconds.total for record in records),

@@ -69,6 +69,8 @@ def test_the_configs_in_the_docs_are_valid() -> None:
 
 @pytest.mark.parametrize("text", configs(ROOT / "docs" / "algorithms.md"))
 def test_the_configs_of_the_algorithms_run(text: str) -> None:
-    curve = learn(parse_config(text, "docs/algorithms.md"))
+    config = parse_config(text, "docs/algorithms.md")
+    curve = learn(config)
     assert curve.broke is None
-    assert len(curve.accuracy) == 3
+    # Without its personal layers there is nothing that the server could measure.
+    assert len(curve.accuracy) == (0 if config.learning_stages[0].personal else 3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
+import weakref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,14 +29,15 @@ from server.events import Event, Notice
 from server.plain import describe_round
 from server.records import Failure, Injected, RoundRecord
 from server.run_folder import RunFolder
-from shared_models.arrays import Arrays, digest, in_dtype
+from shared_models.arrays import Arrays, digest, in_dtype, size_bytes
 from shared_models.config import Config, Faults, to_toml
 from shared_models.config.faults import FAULT_KINDS
 from shared_models.errors import RoundError
 from shared_models.faults import fault_of
 from shared_models.messages import BlockFailure, BlockRequest, Reply
+from shared_models.partial import Partial
 from tests.conftest import ROOT
-from tests.in_memory import config_of, opened, send_to
+from tests.in_memory import Kept, config_of, opened, send_to
 from tests.test_runs import lines_of, wildflower
 
 VICTIM = 3
@@ -206,7 +209,7 @@ def test_a_delay_that_no_deadline_ends_is_waited_for_and_changes_no_byte() -> No
 
 
 # Twelve are asked, ten are wanted. How many are slow, the deadline, then: how many count, how many
-# are late, how many of these are failures, and for how long the server waits.
+# are late, for how many of these there is a reason, and for how long the server waits.
 WAITS = [
     (2, 30.0, (10, 2, 0, 0.0)),
     (3, 30.0, (10, 2, 0, 20.0)),
@@ -230,8 +233,9 @@ def test_over_selection_takes_the_first_that_suffice(
         for _ in range(2)
     )
     record = one.record
-    found = record.clients_aggregated, record.clients_late, record.clients_failed, record.waited_s
+    found = record.clients_aggregated, record.clients_late, len(record.failures), record.waited_s
     assert found == expected
+    assert record.clients_failed == 0
     assert record.clients_selected == 12
     assert digest(one.state.params) == digest(again.state.params)
     assert told(one.record) == told(again.record)
@@ -280,6 +284,69 @@ def test_below_its_quorum_a_round_begins_anew_with_another_cohort() -> None:
     notices = [event.text for event in said if isinstance(event, Notice)]
     told = "round 1: 2 of 3 clients sent a usable update, the quorum is 3; asking a new cohort"
     assert notices == [told] * (record.attempts - 1)
+
+
+def test_everybody_who_was_asked_is_counted_once() -> None:
+    all_at_once = ("data.clients=40", "stages.train.min_fraction=0.9", DEADLINE)
+    faults = ("faults.crash=0.15", "faults.delay=0.2", "faults.nan=0.1", "faults.sign_flip=0.1")
+    more = ("stages.train.over_selection=1.4", "stages.train.max_attempts=20")
+    for seed in range(4):
+        _, host, run = opened(f"seed={seed}", *all_at_once, *faults, *more)
+        state = begin_stage(run, host.task.build(0))
+        record = run_round(run, state, send_to(host), ignore).record
+        lost = (record.clients_failed, record.clients_late, record.clients_discarded)
+        assert record.clients_selected == 14 * record.attempts
+        assert record.clients_selected == record.clients_aggregated + sum(lost)
+        statuses = Counter(failure.status for failure in record.failures)
+        assert statuses["failed"] + statuses["refused"] == record.clients_failed
+        assert statuses["late"] <= record.clients_late
+        assert bool(record.clients_discarded) == (record.attempts > 1)
+        words = [f"{record.clients_late} late", f"{statuses['failed']} failed"]
+        assert all(word in describe_round(record) for word in words if not word.startswith("0"))
+
+
+def test_a_good_update_in_vain_is_discarded() -> None:
+    _, host, run = opened(*SMALL)
+    crashes, flips, _ = draw_cohort(run.config, run.stage, run.population, ROUND_1).in_time
+    faults = (f"faults.crash=[{crashes}]", f"faults.sign_flip=[{flips}]")
+    _, host, run = opened(*SMALL, *faults, "stages.train.max_attempts=9")
+    record = run_round(run, begin_stage(run, host.task.build(0)), send_to(host), ignore).record
+    assert Injected(flips, "sign_flip", "discarded") in record.injected
+    assert record.clients_discarded == 2 * (record.attempts - 1)
+
+
+def test_an_attempt_below_its_quorum_keeps_no_updates() -> None:
+    _, host, run = opened("stages.train.aggregator=median", "stages.train.max_attempts=5")
+    alive: list[int] = []
+    updates: list[weakref.ref[torch.Tensor]] = []
+
+    def crash(request: BlockRequest, reply: Reply) -> Reply:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in updates))
+        assert isinstance(reply, Partial)
+        updates.append(weakref.ref(next(iter(reply.singles["delta"].values()))))
+        return reply if request.block == 0 and request.attempt < 4 else BlockFailure("gone")
+
+    with pytest.raises(RoundError, match="in 5 cohorts"):
+        run_round(run, begin_stage(run, host.task.build(0)), send_to(host, crash), ignore)
+    assert max(alive) <= 3, alive
+
+
+def test_what_is_sent_again_and_what_clients_keep_is_counted() -> None:
+    _, host, run = opened("stages.train.objective=scaffold")
+    run = replace(run, states=Kept())
+    state = begin_stage(run, host.task.build(0))
+    first = run_round(run, state, send_to(host), ignore)
+    model = size_bytes(state.params)
+    assert first.record.bytes_down == 3 * 2 * model  # three blocks, weights and the control
+    second = run_round(run, first.state, send_to(host), ignore).record
+    assert second.bytes_down > 3 * 2 * model
+
+    def cut_off(request: BlockRequest, reply: Reply) -> Reply:
+        return reply if len(request.client_ids) == 1 else BlockFailure("gone")
+
+    again = run_round(run, state, send_to(host, cut_off), ignore).record
+    assert again.bytes_down == (3 + 10) * 2 * model
 
 
 def test_when_no_cohort_suffices_the_error_says_how_many_were_missing_and_why() -> None:
@@ -376,7 +443,14 @@ def test_below_its_quorum_a_run_ends_with_one_line_and_goes_on_when_faults_are_m
     assert [len(one["injected"]) for one in rounds] == [3, 2, 0, 0]
     (stage,) = RunFolder(out).summary()["stages"]
     assert stage["faults"] == {
-        "crash": {"injected": 5, "refused": 0, "failed": 5, "late": 0, "tolerated": 0}
+        "crash": {
+            "injected": 5,
+            "refused": 0,
+            "failed": 5,
+            "late": 0,
+            "tolerated": 0,
+            "discarded": 0,
+        }
     }
 
 

@@ -179,8 +179,10 @@ def print_summary(summary: dict[str, Any], path: Path) -> None:
     print_table(columns, [_stage_cells(stage) for stage in summary["stages"]])
     if faults := [cells for stage in summary["stages"] for cells in _fault_cells(stage)]:
         print()
-        columns = ("stage", "fault", "injected ", "refused ", "failed ", "late ", "tolerated ")
-        print_table(columns, faults)
+        from server.records import OUTCOMES
+
+        outcomes = [f"{outcome} " for outcome in OUTCOMES]
+        print_table(("stage", "fault", "injected ", *outcomes), faults)
     if summary.get("artefacts"):
         print()
         print_artefacts(summary["artefacts"])
