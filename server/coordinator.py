@@ -35,9 +35,7 @@ from shared_models.arrays import (
 from shared_models.config import Config, TrainStage
 from shared_models.errors import InputError, RoundError
 from shared_models.messages import BlockRequest, Reply, Send
-from shared_models.objectives import Terms
 from shared_models.partial import Partial
-from shared_models.schedules import schedule_of
 from shared_models.task import Task
 
 
@@ -298,7 +296,6 @@ def _too_few(run: StageRun, tried: Sequence[Attempt]) -> str:
 
 
 def _usable(run: StageRun, attempt: Attempt) -> str:
-    usable, asked = attempt.fold.usable, len(attempt.cohort.in_time) + len(attempt.cohort.late)
     return (
         f"{attempt.fold.usable or 'none'} of {attempt.asked} clients sent a usable update, "
         f"the quorum is {quorum(run)}"
