@@ -12,7 +12,7 @@ from shared_models.arrays import Arrays
 from shared_models.checks import check_metrics, check_state, check_update
 from shared_models.errors import UpdateError
 from shared_models.messages import BlockRequest
-from shared_models.objectives import Broadcast, Objective
+from shared_models.objectives import Broadcast, Objective, Terms
 from shared_models.partial import ClientState, Partial, Row, Sum
 
 _AS_THEY_ARE = Columns()
@@ -32,6 +32,7 @@ class Gathering:
         self._training, self._objective, self._server = training, objective, server
         self._request, self._columns = request, columns
         self._sums = {} if training.singles else empty_sums(objective, training, server.params)
+        self._terms = _terms(training, server)
         self._fresh = objective.init_state(server.params)
         self._singles: list[Mapping[str, Arrays]] = []
         self._states: dict[int, ClientState] = {}
@@ -44,7 +45,7 @@ class Gathering:
             for transform in self._training.transforms:
                 sums = transform(self._request, member.client_id, sums)
             trained = trained._replace(sums=sums)
-            self._check(trained)
+            self._check(trained, examples)
         except UpdateError as error:
             return refused(member.client_id, examples, str(error))
         self._add(member, examples, trained)
@@ -60,10 +61,12 @@ class Gathering:
         }
         return Partial(sums, tuple(rows), singles, self._states, self._request.about)
 
-    def _check(self, trained: Trained) -> None:
+    def _check(self, trained: Trained, examples: int) -> None:
         training, objective, params = self._training, self._objective, self._server.params
         norm = training.max_update_norm
         check_update(trained.sums, objective.sums, params, training.roles, norm)
+        alone = {name: Sum(arrays, 1.0) for name, arrays in trained.sums.items()}
+        objective.check(alone, (examples,), self._terms)
         check_metrics(trained.metrics)
         if objective.keeps_state:
             check_state(trained.state, self._fresh)
@@ -92,3 +95,13 @@ class Gathering:
         if not self._singles:
             return empty
         return {key: torch.stack([own[name][key] for own in self._singles]) for key in like}
+
+
+def _terms(training: Training, server: Broadcast) -> Terms:
+    return Terms(
+        training.epochs,
+        training.batch_size,
+        training.optimizer.plain_rate or 0.0,
+        training.max_update_norm,
+        server.extras,
+    )

@@ -42,12 +42,14 @@ def check(config: Config, folder: Path) -> None:
     from server.budget import check_budget, room_at
     from server.device import check_devices
     from server.evaluation import evaluation_split
+    from server.parts import check_cohort
 
     host = open_host(config)
     evaluation_split(config, host.task)
     check_devices(config)
     for stage in config.learning_stages:
         host.trainer(stage.name)
+        check_cohort(stage, len(host.client_ids))
         check_budget(_demand(stage, host), config.keep_checkpoints, room_at(folder))
 
 

@@ -15,7 +15,7 @@ from server.device import HOST, on_device, on_host, server_device
 from server.evaluation import Evaluator
 from server.events import BlockFinished, Notice, Observer
 from server.fold import Expected, Fold, check_partial, fold_reply
-from server.parts import Parts, parts_of
+from server.parts import Parts, check_cohort, parts_of
 from server.patience import one_by_one_when_bad
 from server.population import Population
 from server.recording import Attempt, Told, make_record
@@ -35,7 +35,9 @@ from shared_models.arrays import (
 from shared_models.config import Config, TrainStage
 from shared_models.errors import InputError, RoundError
 from shared_models.messages import BlockRequest, Reply, Send
+from shared_models.objectives import Terms
 from shared_models.partial import Partial
+from shared_models.schedules import schedule_of
 from shared_models.task import Task
 
 
@@ -76,6 +78,7 @@ def make_stage_run(
     `InputError` when the device of the server is not there, too few clients for its aggregator, or
     clients of a real fleet would have to keep something.
     """
+    check_cohort(stage, len(population))
     roles, device = roles_of(task.model(), stage.personal), server_device(config)
     parts = parts_of(stage, task, roles)
     _check_keepers(parts, stage, population)
@@ -124,9 +127,11 @@ def run_round(run: StageRun, state: ServerState, send: Send, observe: Observer) 
 
 
 def quorum(run: StageRun) -> int:
-    """Returns how many usable updates a round needs."""
+    """Returns how many usable updates a round needs; with as many or more the aggregator works."""
     target = min(run.stage.clients_per_round, len(run.population))
-    return max(run.stage.min_clients, count_of(run.stage.min_fraction, target), 1)
+    least = max(run.stage.min_clients, count_of(run.stage.min_fraction, target), 1)
+    too_few = (count for count in range(least, target) if run.parts.aggregator.fault(count))
+    return max(too_few, default=least - 1) + 1
 
 
 def _attempt(
@@ -201,14 +206,18 @@ def with_states(
 def _expected(run: StageRun, state: ServerState) -> Expected:
     objective, stage = run.parts.objective, run.stage
     clipped = math.inf if stage.clip_norm is None else stage.clip_norm * (1 + 1e-4)
+    bound = min(stage.max_update_norm, clipped)
+    rate = stage.local_learning_rate * schedule_of(stage, "local")(state.round + 1)
+    terms = Terms(stage.local_epochs, stage.batch_size, rate, bound, state.extras)
     return Expected(
         state.params,
         run.roles,
         objective.sums,
         run.population.examples_of,
-        min(stage.max_update_norm, clipped),
+        bound,
         run.parts.aggregator.needs_singles,
         objective.init_state(state.params),
+        lambda sums, examples: objective.check(sums, examples, terms),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from shared_models.arrays import Arrays, Role
 from shared_models.checks import check_arrays, check_metrics, check_norm, check_state
 from shared_models.errors import UpdateError, one_line
 from shared_models.messages import BlockFailure, BlockRequest, Reply
-from shared_models.partial import ClientState, Partial, Row, SumSpec, bad_rows
+from shared_models.partial import ClientState, Partial, Row, Sum, SumSpec, bad_rows
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,16 @@ class Fold:
         return sum(row.status == "ok" for row in self.rows)
 
 
+def _anything(_: Mapping[str, Sum], __: Sequence[int]) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a fit partial looks like; `examples` are the counts that the clients' hello told.
 
-    With `singles` it holds every update by itself. `state` is what one client keeps.
+    With `singles` it holds every update by itself. `state` is what one client keeps. `check` is the
+    objective's own, of sums and their clients' examples.
     """
 
     params: Arrays
@@ -47,6 +52,7 @@ class Expected:
     max_update_norm: float
     singles: bool = False
     state: ClientState = field(default_factory=dict)
+    check: Callable[[Mapping[str, Sum], Sequence[int]], None] = _anything
 
 
 def fold_reply(aggregator: Aggregator, fold: Fold, request: BlockRequest, reply: Reply) -> Fold:
@@ -104,6 +110,7 @@ def _check_sums(partial: Partial, good: list[Row], expected: Expected) -> None:
     if good:
         delta = partial.sums["delta"]
         check_norm(delta.arrays, expected.max_update_norm, delta.weight)
+        expected.check(partial.sums, [row.examples for row in good])
 
 
 def _check_singles(partial: Partial, count: int, expected: Expected) -> None:

@@ -16,6 +16,7 @@ from server.optimizers.adam import adam
 from server.optimizers.yogi import yogi
 from shared_models.arrays import Role
 from shared_models.config import TrainStage
+from shared_models.errors import InputError
 from shared_models.gradients import by_autograd
 from shared_models.objectives import Ground, Objective
 from shared_models.objectives.choice import objective_of
@@ -61,6 +62,13 @@ def aggregator_of(stage: TrainStage) -> Aggregator:
         "geometric_median": geometric_median,
     }
     return made[stage.aggregator]()
+
+
+def check_cohort(stage: TrainStage, clients: int) -> None:
+    """Raises `InputError` when a whole round of this population is too small for the aggregator."""
+    target = min(stage.clients_per_round, clients)
+    if fault := aggregator_of(stage).fault(target):
+        raise InputError(f"stage {stage.name!r}: {fault}; the population has {clients} clients")
 
 
 def server_optimizer(stage: TrainStage) -> Optimizer:

@@ -25,6 +25,8 @@ from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from clients.trainers import TRAINERS
+from clients.training import Training, Transform
 from deploy.engines.grid import LocalGrid
 from server.aggregators.median import median
 from server.aggregators.weighted_mean import weighted_mean
@@ -36,6 +38,8 @@ from server.patience import merged
 from shared_models.arrays import Arrays
 from shared_models.errors import UpdateError
 from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply
+from shared_models.objectives import Sums
+from shared_models.objectives.choice import MakeObjective
 from shared_models.partial import STANDARD_SUMS, Partial, Row, Sum
 from shared_models.wire import (
     decode_arrays,
@@ -47,7 +51,7 @@ from shared_models.wire import (
     encode_partial,
     encode_request,
 )
-from tests.in_memory import Tamper, opened, send_to
+from tests.in_memory import Kept, Tamper, opened, send_to
 
 T = TypeVar("T")
 Change = Callable[[RecordDict], Any]
@@ -424,6 +428,67 @@ def test_a_surprise_costs_its_client_not_the_run(surprise: str) -> None:
     assert (failure.client_id, failure.status) == (FIRST, "refused")
     assert record.to_json()
     assert not run_round(run, state, send, lambda _: None).record.failures
+
+
+def with_values(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Transform:
+    """Returns what changes one of a client's sums."""
+
+    def transform(_: BlockRequest, __: int, sums: Sums) -> Sums:
+        return {**sums, name: {key: change(tensor) for key, tensor in sums[name].items()}}
+
+    return transform
+
+
+LIES: Mapping[str, tuple[str, Transform, str]] = {
+    "many steps": ("fednova", with_values("steps", lambda t: t * 1e30), "steps: the mean length"),
+    "steps back": ("fednova", with_values("steps", lambda t: -t), "steps: the mean length is -"),
+    "a step more": ("fednova", with_values("steps", lambda t: t + 1), "steps: the mean length"),
+    "a far way": ("fednova", with_values("delta", lambda t: t * 300), "norm of the delta"),
+    "a control": ("scaffold", with_values("control", lambda t: t + 1e10), "control tells of"),
+    "an infinite norm": ("scaffold", with_values("control", lambda t: t + 1e30), "control tells"),
+}
+
+
+@pytest.mark.parametrize("refused_by", ["client", "server"])
+@pytest.mark.parametrize("lie", LIES)
+def test_what_an_objective_adds_to_the_update_is_bounded_too(lie: str, refused_by: str) -> None:
+    objective, transform, told = LIES[lie]
+    wanted = (f"objective={objective}", "clients_per_round=12", "max_update_norm=50")
+    _, host, run = opened(*(f"stages.train.{key}" for key in wanted))
+    run = replace(run, states=Kept() if objective == "scaffold" else None)
+    training = replace(host.training("train"), transforms=(transform,))
+    if refused_by == "server":
+        training = replace(training, make_objective=unchecked(training))
+
+    def send(requests: Iterable[BlockRequest]) -> Iterator[Reply]:
+        for request in requests:
+            hostile = FIRST in request.client_ids
+            trainer = TRAINERS["loop"](training) if hostile else host.trainer("train")
+            yield trainer(request, host.data_of)
+
+    record = run_round(run, begin_stage(run, host.task.build(0)), send, lambda _: None).record
+    assert FIRST in {failure.client_id for failure in record.failures}
+    assert {failure.status for failure in record.failures} == {"refused"}
+    assert all(told in failure.reason for failure in record.failures)
+    assert record.clients_aggregated == (8 if refused_by == "client" else 11)
+
+
+def unchecked(training: Training) -> MakeObjective:
+    return lambda ground: replace(training.make_objective(ground), check=lambda *_: None)
+
+
+@pytest.mark.parametrize("objective", ["fednova", "scaffold"])
+def test_the_bounds_hold_for_honest_clients_of_unequal_sizes(objective: str) -> None:
+    unequal = ("data.partition=dirichlet", "data.alpha=0.3", "stages.train.clients_per_round=12")
+    heavy = ("stages.train.local_optimizer=momentum",) if objective == "fednova" else ()
+    _, host, run = opened(f"stages.train.objective={objective}", *unequal, *heavy)
+    assert len(set(run.population.examples_of.values())) > 6
+    run = replace(run, states=Kept() if objective == "scaffold" else None)
+    state = begin_stage(run, host.task.build(0))
+    for _ in range(2):
+        result = run_round(run, state, send_to(host), lambda _: None)
+        state = result.state
+        assert not result.record.failures
 
 
 class Forged(LocalGrid):

@@ -20,15 +20,17 @@ statistics and counters, go on where 2f + 2 >= k, and weigh the mean by examples
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pdist
 
 from server.aggregators import Aggregator
-from server.aggregators.stacked import Cohort, check_fraction, share_of, stacked
+from server.aggregators.stacked import Cohort, check_fraction, stacked
 from shared_models.arrays import Arrays
 from shared_models.errors import InputError, RoundError
+from shared_models.shares import krum_fault, malicious_of
 
 
 def krum(byzantine_fraction: float) -> Aggregator:
@@ -70,18 +72,13 @@ def multi_krum(byzantine_fraction: float, keep: int | None = None) -> Aggregator
         chosen[best] = 1.0
         return cohort.means(chosen)
 
-    return stacked(rule)
+    return replace(stacked(rule), fault=lambda count: krum_fault(count, byzantine_fraction))
 
 
 def _tolerated(clients: int, fraction: float) -> int:
-    malicious = math.ceil(share_of(clients, fraction))
-    if clients < 2 * malicious + 3:
-        raise RoundError(
-            f"krum needs {2 * malicious + 3} usable updates to tolerate {malicious} malicious "
-            f"ones, there are {clients}; raise clients_per_round and min_clients, or lower "
-            f"byzantine_fraction ({fraction:g})"
-        )
-    return malicious
+    if fault := krum_fault(clients, fraction):
+        raise RoundError(f"{fault}; raise clients_per_round, or lower byzantine_fraction")
+    return malicious_of(clients, fraction)
 
 
 def _squared_distances(cohort: Cohort) -> Tensor:

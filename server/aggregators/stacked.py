@@ -90,15 +90,6 @@ def middle(block: Tensor, drop: int) -> Tensor:
     return block.sort(0).values[drop : len(block) - drop].mean(0)
 
 
-def share_of(clients: int, fraction: float) -> float:
-    """Returns `fraction * clients`, a whole number where it is one in decimals.
-
-    >>> 0.29 * 100, share_of(100, 0.29)
-    (28.999999999999996, 29.0)
-    """
-    return round(fraction * clients, 9)
-
-
 def check_fraction(name: str, fraction: float) -> None:
     """Raises `InputError` unless the fraction leaves a majority: 0 <= fraction < 1/2."""
     if not 0.0 <= fraction < 0.5:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
 
+from shared_models.shares import krum_fault, trim_fault
+
 ObjectiveName: TypeAlias = Literal["fedavg", "fedprox", "scaffold", "fednova", "ditto"]
 AggregatorName: TypeAlias = Literal[
     "weighted_mean",
@@ -93,6 +95,16 @@ def number_fault(told: Mapping[str, Any]) -> str | None:
             if key not in own and told[key] is not None:
                 return f"{key}: contradicts {part} {told[part]!r}"
     return None
+
+
+def cohort_fault(told: Mapping[str, Any]) -> str | None:
+    """Returns why a round, whole as it may be, is too small for the aggregator, or None."""
+    clients, aggregator, fault = told["clients_per_round"], told["aggregator"], None
+    if aggregator in {"krum", "multi_krum"}:
+        fault = krum_fault(clients, told["byzantine_fraction"])
+    elif aggregator == "trimmed_mean":
+        fault = trim_fault(clients, told["trim_fraction"])
+    return fault and f"clients_per_round: {fault}"
 
 
 def combination_fault(told: Mapping[str, Any]) -> str | None:

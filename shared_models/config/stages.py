@@ -14,6 +14,7 @@ from shared_models.config.parts import (
     ObjectiveName,
     ScheduleName,
     ServerOptimizerName,
+    cohort_fault,
     combination_fault,
     number_fault,
     with_defaults,
@@ -98,7 +99,7 @@ class TrainStage(Table):
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
         told = dict(self)
-        if fault := number_fault(told) or combination_fault(told):
+        if fault := number_fault(told) or combination_fault(told) or cohort_fault(told):
             raise ValueError(fault)
         if self.min_clients > self.clients_per_round:
             raise ValueError("min_clients: is more than clients_per_round")

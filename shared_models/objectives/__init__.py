@@ -6,7 +6,8 @@ randomness is drawn outside `step`, by `draw`, and passed in as `noise`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from shared_models.arrays import Arrays, Role
 from shared_models.gradients import Gradient
 from shared_models.optimizers import Optimizer
-from shared_models.partial import STANDARD_SUMS, ClientState, SumSpec
+from shared_models.partial import STANDARD_SUMS, ClientState, Sum, SumSpec
 
 if TYPE_CHECKING:
     from shared_models.task import Task
@@ -68,6 +69,28 @@ class ServerSide:
     absorb: Callable[[Means, Extras, float], tuple[Means, Extras]] = _as_they_are
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What server and clients both know of a round's local training.
+
+    `rate` is the learning rate of plain descent, 0 where the optimiser is another.
+    """
+
+    epochs: int
+    batch_size: int
+    rate: float
+    max_norm: float
+    extras: Mapping[str, Arrays]
+
+    def steps(self, examples: int) -> int:
+        """Returns how many steps a client takes."""
+        return self.epochs * math.ceil(examples / self.batch_size)
+
+
+def _anything(_: Mapping[str, Sum], __: Sequence[int], ___: Terms) -> None:
+    pass
+
+
 def _servers_own(params: Arrays, _: ClientState) -> Arrays:
     return params
 
@@ -85,6 +108,8 @@ class Objective:
     * `init_state(params) -> client_state`: of a client that takes part for the first time.
     * `own_model(params, client_state) -> arrays`: the model that a client would use itself.
     * `server`: the server's half.
+    * `check(sums, examples, terms)`: raises `UpdateError` when honest clients with so many examples
+      each could not have sent these sums; for one client's, and for those of a block.
     * `descent`: set when local training is nothing but this optimiser's steps down the task's loss:
       then a faster trainer may take them in another way.
     """
@@ -98,6 +123,7 @@ class Objective:
     own_model: Callable[[Arrays, ClientState], Arrays] = _servers_own
     server: ServerSide = field(default_factory=ServerSide)
     descent: Optimizer | None = None
+    check: Callable[[Mapping[str, Sum], Sequence[int], Terms], None] = _anything
 
     @property
     def keeps_state(self) -> bool:

@@ -11,14 +11,22 @@ these as clients went on average:
     server   w <- w - tau_eff sum_i p_i eta d_i,    tau_eff = sum_i p_i |a_i|_1
 
 with p_i the client's share of the examples. Where all |a_i|_1 are equal it is FedAvg.
+
+tau_eff multiplies everybody's update, so nobody is taken at their word: |a_i|_1 follows from what
+the server knows, and `max_norm` bounds w - w_i, not the mean gradient that is sent.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
+from shared_models.checks import check_norm
+from shared_models.errors import UpdateError
 from shared_models.objectives import (
     Extras,
     Ground,
@@ -27,11 +35,13 @@ from shared_models.objectives import (
     Objective,
     ServerSide,
     Sums,
+    Terms,
 )
 from shared_models.objectives.local import Local, LocalTraining
-from shared_models.partial import STANDARD_SUMS, ClientState, SumSpec
+from shared_models.partial import STANDARD_SUMS, ClientState, Sum, SumSpec
 
 _SUMS = {**STANDARD_SUMS, "steps": SumSpec("number")}
+_ROUNDING = 1e-4  # of sums of lengths in float32
 
 
 def fednova(ground: Ground, momentum: float = 0.0) -> Objective:
@@ -44,7 +54,23 @@ def fednova(ground: Ground, momentum: float = 0.0) -> Objective:
         delta = {name: tensor / length for name, tensor in sums["delta"].items()}
         return {**sums, "delta": delta, "steps": {"value": length}}, state, metrics
 
-    return replace(training.objective(), end=end, sums=_SUMS, server=ServerSide(absorb=_absorb))
+    def check(sums: Mapping[str, Sum], examples: Sequence[int], terms: Terms) -> None:
+        steps = torch.tensor([terms.steps(own) for own in examples], dtype=torch.float64)
+        lengths, p = length_of(steps, momentum), torch.tensor(examples).double() / sum(examples)
+        claimed = float(sums["steps"].arrays["value"]) / sums["steps"].weight
+        tau_eff = float((p * lengths).sum())
+        if not math.isclose(claimed, tau_eff, rel_tol=_ROUNDING):
+            raise UpdateError(f"steps: the mean length is {claimed:g}, expected {tau_eff:g}")
+        bound = terms.max_norm * float((p / lengths).sum())
+        check_norm(sums["delta"].arrays, bound, sums["delta"].weight)
+
+    return replace(
+        training.objective(),
+        end=end,
+        sums=_SUMS,
+        server=ServerSide(absorb=_absorb),
+        check=check,
+    )
 
 
 def length_of(steps: Tensor, rho: float) -> Tensor:

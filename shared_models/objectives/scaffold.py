@@ -12,15 +12,19 @@ Algorithm 1, with option II. A client has `c_i`, the server `c`; both begin with
 K is the number of steps that the client took, so that unequal clients fit; eta_g is the server
 optimiser's rate. Personal arrays are not averaged, so that nothing sets them apart: they take plain
 steps and have no control.
+
+What a client sends of its control is as bounded as its update: c_i+ - c_i + c is (x - y) / (K eta),
+and |x - y| is at most `max_norm`. A mean over clients is bounded by the mean of their bounds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from shared_models.arrays import Arrays, add, subtract, zeros_like
-from shared_models.errors import InputError
+from shared_models.arrays import Arrays, add, global_norm, subtract, zeros_like
+from shared_models.errors import InputError, UpdateError
 from shared_models.objectives import (
     Batch,
     Broadcast,
@@ -32,9 +36,10 @@ from shared_models.objectives import (
     Objective,
     ServerSide,
     Sums,
+    Terms,
 )
 from shared_models.objectives.local import Local, LocalTraining
-from shared_models.partial import STANDARD_SUMS, ClientState, SumSpec
+from shared_models.partial import STANDARD_SUMS, ClientState, Sum, SumSpec
 
 _SUMS = {
     **STANDARD_SUMS,
@@ -91,7 +96,19 @@ def scaffold(ground: Ground) -> Objective:
         sums=_SUMS,
         init_state=init_state,
         server=ServerSide(zero, _absorb),
+        check=_check,
     )
+
+
+def _check(sums: Mapping[str, Sum], examples: Sequence[int], terms: Terms) -> None:
+    control = sums["control"]
+    slope = add(terms.extras["control"], control.arrays, 1 / control.weight)
+    step = terms.rate * float(global_norm(slope))
+    bound = terms.max_norm * sum(1 / terms.steps(own) for own in examples) / len(examples)
+    if not step <= bound:
+        raise UpdateError(
+            f"control tells of a mean step of norm {step:.3g}, the bound is {bound:g}"
+        )
 
 
 def _absorb(means: Means, extras: Extras, share: float) -> tuple[Means, Extras]:
