@@ -52,7 +52,7 @@ def _learn(config: Config, folder: RunFolder, transport: Transport, observe: Obs
     rounds_before = len(folder.records())
     save_arrays(folder.model_file, _run_stages(run, latest))
     folder.update_summary(
-        **summarize(config, folder.records(), rounds_before),
+        **summarize(config, folder.all_records(), rounds_before),
         params=parameter_count(task),
         model_sha256=sha256_of(folder.model_file),
         peak_rss_mb=max(run.memory.mb, own_peak_mb()),

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,12 +148,33 @@ class RunFolder:
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{self.metrics_file}: damaged: {error}") from None
 
+    def all_records(self) -> list[RoundRecord]:
+        """Returns the rounds of all learning stages; `CheckpointError` when one is missing."""
+        records = self.records()
+        self._require_whole(records, self.config().learning_stages[-1].name)
+        return records
+
+    def _require_whole(self, records: Sequence[RoundRecord], until: str) -> None:
+        names = [stage.name for stage in self.config().learning_stages]
+        for name in names[: names.index(until) + 1]:
+            told = [record.round for record in records if record.stage == name]
+            missing = set(range(1, max(told, default=1) + 1)) - set(told)
+            if missing:
+                raise CheckpointError(
+                    f"{self.metrics_file}: stage {name!r}, round {min(missing)}, is not in it; "
+                    "put back a copy of the whole run folder, or start the run anew"
+                )
+
     def complete_metrics(self, last: RoundRecord) -> None:
-        """Makes `metrics.jsonl` end with the checkpoint's round: adds it, drops what is later."""
+        """Makes `metrics.jsonl` end with the checkpoint's round: adds it, drops what is later.
+
+        Raises `CheckpointError` when a round before it is missing.
+        """
         records = self.records()
         keys = [(record.stage, record.round) for record in records]
         own = (last.stage, last.round)
         kept = records[: keys.index(own) + 1] if own in keys else [*records, last]
+        self._require_whole(kept, last.stage)
         text = "".join(record.to_json() + "\n" for record in kept)
         write_atomic(self.metrics_file, text.encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from deploy.cli import run as command
 from server.best import better, has_stopped, measure
 from server.checkpoints import checkpoint_files
 from server.records import Best, RoundRecord, record_from_json
+from server.run_folder import RunFolder
 from shared_models.config import TrainStage, parse_config
-from shared_models.errors import ConfigError
+from shared_models.errors import CheckpointError, ConfigError
 from shared_models.files import sha256_of
 from tests.conftest import DIGITS
 from tests.in_memory import config_of
@@ -182,6 +184,15 @@ def test_from_the_checkpoint_before_a_damaged_one_it_stops_in_the_same_round(
     newest.write_bytes(newest.read_bytes()[:-1])
     assert wildflower("simulate", out, "--resume").returncode == 0
     same(out, alone)
+
+
+def test_a_line_that_vanishes_while_the_run_goes_on_is_told(alone: Path, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    shutil.copytree(alone, folder.path)
+    rest = [line for line in lines_of(alone) if json.loads(line)["stage"] != "first"]
+    folder.metrics_file.write_text("".join(f"{line}\n" for line in rest))
+    with pytest.raises(CheckpointError, match="stage 'first', round 1, is not in it"):
+        folder.all_records()
 
 
 def test_where_the_server_lacks_the_head_clients_decide(

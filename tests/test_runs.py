@@ -130,6 +130,22 @@ def test_a_damaged_checkpoint_costs_one_round_not_the_run(
     assert sha256_of(out / "model.safetensors") == alone
 
 
+@pytest.mark.parametrize("lost", [slice(0, 1), slice(1, 2), slice(0, 99)])
+def test_metrics_that_lack_a_round_are_told_and_no_traceback(
+    lost: slice, digits_toml: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    interrupt_after(5, out, signal.SIGKILL, ["simulate", digits_toml, "--out", out, *LONG])
+    lines = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    del lines[lost]
+    (out / "metrics.jsonl").write_text("".join(lines))
+    done = wildflower("simulate", out, "--resume")
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert "metrics.jsonl: stage 'train', round " in line
+    assert "is not in it; put back a copy" in line
+
+
 def test_ctrl_c_ends_cleanly_and_says_how_to_go_on(digits_toml: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     said = interrupt_after(2, out, signal.SIGINT, ["simulate", digits_toml, "--out", out, *LONG])
