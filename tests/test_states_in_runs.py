@@ -74,9 +74,9 @@ def kept(out: Path, stage: str = "second", number: int = 4) -> dict[int, str]:
     }
 
 
-@pytest.fixture(scope="module", params=CHOICES)
+@pytest.fixture(scope="module")
 def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was left alone, for each objective that keeps states."""
+    """A run that was left alone, with an objective that keeps states."""
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "run.toml").write_text(PERSONAL.format(choice=CHOICES[request.param]))
     simulate(folder / "run.toml", folder / "alone")
@@ -99,13 +99,16 @@ def killed_at(place: int, alone: Path, out: Path, *more: str, before: bool) -> N
     assert done.returncode == -signal.SIGKILL, (place, done.stderr)
 
 
-FEW = [(11, False), (24, True), (33, False)]
-STEPS = [(place, place % 4 == 1) for place in range(1, 60, 2)]  # a run takes 59
+FEW = [("personal", 11, False), ("scaffold", 24, True), ("personal", 33, False)]
+STEPS = [  # a run takes 59
+    (choice, place, place % 4 == 1) for choice in CHOICES for place in range(1, 60, 2)
+]
 
 
 @pytest.mark.parametrize(
-    ("place", "before"),
+    ("alone", "place", "before"),
     [*FEW, *(pytest.param(*own, marks=pytest.mark.slow) for own in STEPS if own not in FEW)],
+    indirect=["alone"],
 )
 def test_killed_at_any_step_and_resumed_equals_left_alone(
     place: int, before: bool, alone: Path, tmp_path: Path
@@ -118,7 +121,13 @@ def test_killed_at_any_step_and_resumed_equals_left_alone(
 
 
 @pytest.mark.parametrize(
-    "place", [30, *(pytest.param(own, marks=pytest.mark.slow) for own in (12, 40, 50))]
+    ("alone", "place"),
+    [
+        ("personal", 30),
+        *(pytest.param("personal", place, marks=pytest.mark.slow) for place in (12, 50)),
+        *(pytest.param("scaffold", place, marks=pytest.mark.slow) for place in (30, 40)),
+    ],
+    indirect=["alone"],
 )
 def test_killed_under_ray_and_resumed_under_ray_equals_left_alone(
     place: int, alone: Path, tmp_path: Path
@@ -129,6 +138,7 @@ def test_killed_under_ray_and_resumed_under_ray_equals_left_alone(
     same(tmp_path / "killed", alone)
 
 
+@pytest.mark.parametrize("alone", ["scaffold"], indirect=True)
 def test_from_the_checkpoint_before_a_damaged_one_states_are_as_they_were(
     alone: Path, tmp_path: Path
 ) -> None:
