@@ -7,7 +7,7 @@ import importlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ from deploy.events import ArtefactMeasured, ExportStarted, Observer
 from deploy.planning import settle_plan
 from server.run_folder import RunFolder
 from server.summary import own_peak_mb
-from shared_models.config import Config, ExportStage, TrainStage, to_toml
+from shared_models.config import Config, ExportStage, Faults, TrainStage, to_toml
+from shared_models.config.faults import FAULT_KINDS
 from shared_models.errors import ExportError, InputError
 
 if TYPE_CHECKING:
@@ -47,10 +48,23 @@ def check(config: Config, folder: Path) -> None:
     host = open_host(config)
     evaluation_split(config, host.task)
     check_devices(config)
+    _check_victims(config.faults, host.client_ids)
     for stage in config.learning_stages:
         host.trainer(stage.name)
         check_cohort(stage, len(host.client_ids))
         check_budget(_demand(stage, host), config.keep_checkpoints, room_at(folder))
+
+
+def _check_victims(faults: Faults, client_ids: Sequence[int]) -> None:
+    known = set(client_ids)
+    for kind in FAULT_KINDS:
+        victims = getattr(faults, kind)
+        strangers = set(victims) - known if isinstance(victims, tuple) else set()
+        if strangers:
+            raise InputError(
+                f"faults.{kind}: there is no client {min(strangers)}; "
+                f"the {len(known)} there are have ids from {min(known)} to {max(known)}"
+            )
 
 
 def _demand(stage: TrainStage, host: Host) -> Demand:

@@ -65,7 +65,15 @@ def aggregator_of(stage: TrainStage) -> Aggregator:
 
 
 def check_cohort(stage: TrainStage, clients: int) -> None:
-    """Raises `InputError` when a whole round of this population is too small for the aggregator."""
+    """Raises `InputError` when a whole round of this population cannot reach its quorum.
+
+    That is `min_clients`, or what the aggregator needs.
+    """
+    if stage.min_clients > clients:
+        raise InputError(
+            f"stages.{stage.name}.min_clients: is {stage.min_clients}, "
+            f"the population has {clients} clients"
+        )
     target = min(stage.clients_per_round, clients)
     if fault := aggregator_of(stage).fault(target):
         raise InputError(f"stage {stage.name!r}: {fault}; the population has {clients} clients")

@@ -64,7 +64,8 @@ class RoundRecord:
     answered; or `clients_discarded`, whose good update came in an attempt below the quorum.
     `failures` are those who failed, were refused or missed the deadline. `waited_s` is on the
     simulated clock, where there is one. A round is not `repeatable` when a clock on the wall cut
-    somebody off. `best` is told where it decides when the stage ends, or with which weights.
+    somebody off, or workers died of a block. `best` is told where it decides when the stage ends,
+    or with which weights.
     """
 
     stage: str

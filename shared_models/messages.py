@@ -54,7 +54,8 @@ class BlockRequest:
 class BlockFailure:
     """A block that did not come back, or not as it should have, and why.
 
-    `timed_out` says that a clock on the wall decided: another time it may be in time.
+    `timed_out` says that a clock on the wall, or the death of workers, decided: another time it may
+    come back.
     """
 
     reason: str

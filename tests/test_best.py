@@ -121,7 +121,7 @@ def test_a_stage_ends_early_with_its_best_weights_and_says_so(alone: Path, tmp_p
     assert summary[0]["best"] == first[-1]["best"]
     assert summary[0]["eval"] == first[best - 1]["eval"]
     # A run that ends there by itself has the same weights.
-    settings = [f"rounds={best}", "keep_best=false", "early_stopping_rounds=99"]
+    settings = [f"rounds={best}", "keep_best=false", f"early_stopping_rounds={best - 1}"]
     more = [word for setting in settings for word in ("-s", f"stages.first.{setting}")]
     simulate(alone.parent / "hasty.toml", tmp_path / "short", *more)
     assert sha256_of(tmp_path / "short" / RESULTS[0]) == sha256_of(alone / RESULTS[0])

@@ -105,3 +105,20 @@ def test_a_run_that_does_not_fit_leaves_no_folder(
     code = run(["simulate", str(digits_toml), "--out", str(out), "-s", f"stages.train.{setting}"])
     assert (code, out.exists()) == ((2, False) if reason else (0, True))
     assert (reason or "") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("faults.crash=[3, 999]", "faults.crash: there is no client 999; the 5 there are have"),
+        ("stages.train.min_clients=8", "stages.train.min_clients: is 8, the population has 5"),
+    ],
+)
+def test_what_the_population_does_not_have_is_refused_before_anything_is_written(
+    setting: str, told: str, digits_toml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = digits_toml.parent / "run"
+    arguments = ["simulate", str(digits_toml), "--out", str(out), "-s", "data.clients=5"]
+    assert run([*arguments, "-s", setting]) == 2
+    assert told in capsys.readouterr().err
+    assert not out.exists()

@@ -109,6 +109,25 @@ def test_a_model_without_its_personal_arrays_is_not_exported() -> None:
     parse_config(DIGITS + shared + '[[stages]]\nkind = "export"\n', "x", overrides=[PERSONAL])
 
 
+def test_another_choice_takes_the_numbers_of_the_one_before_along() -> None:
+    resolved = to_toml(parse_config(DIGITS, "x", overrides=["stages.train.aggregator=krum"]))
+    chosen = ["stages.train.aggregator=median", "stages.train.server_optimizer=sgd"]
+    stage = parse_config(resolved, "x", overrides=chosen).stage("train")
+    assert (stage.byzantine_fraction, stage.server_momentum) == (None, None)
+    own = ["stages.train.byzantine_fraction=0.1", *chosen]
+    assert "byzantine_fraction: contradicts aggregator 'median'" in refused(resolved, *own)
+
+
+def test_patience_as_long_as_the_stage_is_none() -> None:
+    told = refused(DIGITS, "stages.train.early_stopping_rounds=4")
+    assert "stages.train.early_stopping_rounds: must be less than rounds" in told
+
+
+def test_a_list_that_is_none_is_shown_as_one() -> None:
+    told = refused(DIGITS, "stages.train.personal=head.")
+    assert told == """my.toml: key 'stages.train.personal' must be a list, like ["head."]"""
+
+
 def test_missing_keys_and_stage_order() -> None:
     assert "key 'task' is missing" in refused(DIGITS.replace("task =", "# task ="))
     assert "data.clients: is missing" in refused(DIGITS.replace("clients = 12", ""))

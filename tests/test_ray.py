@@ -142,7 +142,7 @@ def test_a_killed_worker_is_replaced_and_its_job_done_again(crew: Crew, tmp_path
 
 def test_a_job_that_kills_whoever_does_it_is_given_up(crew: Crew) -> None:
     lost, slept = crew.map(jobs((die,), (sleep, 0)))
-    assert lost == Lost("3 workers died of it: its process died")
+    assert lost == Lost("3 workers died of it: its process died", timed_out=True)
     assert slept == 0
 
 

@@ -60,7 +60,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Lost:
-    """A job that has no result, and why; `timed_out` when its deadline passed."""
+    """A job that has no result, and why.
+
+    `timed_out` when its deadline passed, or workers died of it: another time it may be done.
+    """
 
     reason: str
     timed_out: bool = False
@@ -293,7 +296,8 @@ class Crew:
         else:
             task.deaths += 1
         hopeless = task is not None and task.deaths >= _DEATHS
-        self._replace(actor, Lost(f"{_DEATHS} workers died of it: {reason}") if hopeless else None)
+        lost = Lost(f"{_DEATHS} workers died of it: {reason}", timed_out=True)
+        self._replace(actor, lost if hopeless else None)
 
     def _replace(self, actor: _Actor, lost: Lost | None) -> None:
         """Puts another actor in the place of one; says why its first job is lost, if it is."""

@@ -85,6 +85,16 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**filled, **values}
 
 
+def orphans(part: str, before: object, now: object) -> set[str]:
+    """Returns the numbers that belong to one choice of a part and not to another.
+
+    >>> sorted(orphans("local_optimizer", "adamw", "adam"))
+    ['local_weight_decay']
+    """
+    choices = CHOICES.get(part, {})
+    return set(choices.get(str(before), {})) - set(choices.get(str(now), {}))
+
+
 def number_fault(told: Mapping[str, Any]) -> str | None:
     """Returns which number is missing, or belongs to a choice that was not made."""
     for part, choices in CHOICES.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,8 @@ def _explain(problem: Any, values: Mapping[str, Any]) -> str:
     if kind.startswith("union_tag"):
         kinds = ", ".join(KINDS)
         return f"key {key + '.kind'!r} must be one of: {kinds}"
+    if kind == "tuple_type" and isinstance(given, str):
+        return f"key {key!r} must be a list, like {json.dumps([given])}"
     message = _IN_OUR_WORDS.get(kind, problem["msg"].removeprefix("Input should be "))
     return f"key {key!r} must be {message}, got {given!r}"
 

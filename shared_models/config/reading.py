@@ -13,6 +13,7 @@ import tomli_w
 from pydantic import ValidationError
 
 from shared_models.config.data import Data
+from shared_models.config.parts import orphans
 from shared_models.config.problems import tell
 from shared_models.config.run import Config
 from shared_models.config.stages import ExportStage, stage_name
@@ -61,8 +62,9 @@ def parse_config(
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{source}: not valid TOML: {error}") from None
+    given = [override.partition("=")[0].strip() for override in overrides]
     for override in overrides:
-        _apply(values, override)
+        _apply(values, override, given)
     _make_paths_absolute(values)
     if "name" not in values:
         values["name"] = name
@@ -74,7 +76,7 @@ def to_toml(config: Config) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, given: Sequence[str]) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise ConfigError(f"-s {override}: expected key=value, e.g. -s stages.train.rounds=3")
@@ -84,7 +86,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         table = _descend(table, part, override)
     if not isinstance(table, dict):
         raise ConfigError(f"-s {override}: {'.'.join(path)} is not a table")
-    table[last] = _scalar(text.strip())
+    before, table[last] = table.get(last), _scalar(text.strip())
+    if path[:1] == ["stages"]:
+        for orphan in orphans(last, before, table[last]):
+            if ".".join([*path, orphan]) not in given:
+                table.pop(orphan, None)
 
 
 def _descend(table: Any, part: str, override: str) -> Any:

@@ -103,6 +103,8 @@ class TrainStage(Table):
             raise ValueError(fault)
         if self.min_clients > self.clients_per_round:
             raise ValueError("min_clients: is more than clients_per_round")
+        if self.early_stopping_rounds is not None and self.early_stopping_rounds >= self.rounds:
+            raise ValueError("early_stopping_rounds: must be less than rounds, or it never stops")
         return self
 
     @property
