@@ -228,7 +228,7 @@ def step(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
     of the clients', carried and personal ones stay. It is done on the server's device. Raises
     `RoundError` when something in it is not finite any more.
     """
-    after = _stepped(run, on_device(state, run.device), fold)
+    after = stepped(run, on_device(state, run.device), fold)
     _require_finite(run, after)
     return on_host(after)
 
@@ -253,7 +253,8 @@ def _diverged(state: ServerState, found: object) -> str:
     )
 
 
-def _stepped(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
+def stepped(run: StageRun, state: ServerState, fold: Fold) -> ServerState:
+    """Returns the state after the step, unchecked, on the device that the state is on."""
     number = state.round + 1
     means = run.parts.aggregator.finish(fold.aggregate)
     share = fold.usable / len(run.population)

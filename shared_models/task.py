@@ -57,7 +57,7 @@ class Task:
     def measures(self) -> tuple[str, ...]:
         """Returns the names of what an evaluation tells: the task's metrics, then the loss."""
         with torch.no_grad():
-            outputs = self.model()(torch.from_numpy(self.sample(1)))
+            outputs = self.model().eval()(torch.from_numpy(self.sample(1)))
         found = self.metrics(outputs, torch.zeros(1, dtype=torch.int64))
         return (*found, "loss")
 

@@ -17,9 +17,10 @@ from deploy.simulate import check
 from server import evaluation
 from server.aggregators import Aggregator
 from server.aggregators.placed import placed_on
-from server.coordinator import begin_stage, run_round
-from server.device import HOST
+from server.coordinator import begin_stage, make_requests, run_round, stepped
+from server.device import HOST, on_device
 from server.evaluation import evaluation_split, evaluator_of, make_evaluator
+from server.fold import Fold, fold_reply
 from server.parts import aggregator_of
 from shared_models.arrays import Arrays, in_dtype
 from shared_models.config import Config, parse_config, to_toml
@@ -83,17 +84,19 @@ def test_a_fold_on_a_device_is_the_fold(name: str, device: torch.device) -> None
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam", "adagrad", "yogi"])
 @pytest.mark.parametrize("objective", ["fedavg", "scaffold"])
-def test_all_that_a_round_steps_is_on_the_device(
-    objective: str, optimizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_that_a_round_steps_is_on_the_device(objective: str, optimizer: str) -> None:
     # Meta tensors have a device and no values: one that stayed behind cannot be added to them.
     _, host, run = opened(
         f"stages.train.objective={objective}", f"stages.train.server_optimizer={optimizer}"
     )
-    monkeypatch.setattr("server.coordinator.on_host", lambda state: state)
-    parts = replace(run.parts, aggregator=placed_on(META, aggregator_of(run.stage)))
-    run = replace(run, parts=parts, device=META)
-    after = run_round(run, begin_stage(run, host.task.build(0)), send_to(host), ignore).state
+    rule = placed_on(META, aggregator_of(run.stage))
+    run = replace(run, parts=replace(run.parts, aggregator=rule))
+    state = begin_stage(run, host.task.build(0))
+    requests = make_requests(run, state, ("train", 1, 0), run.population.client_ids)
+    fold = Fold(rule.init())
+    for request, reply in zip(requests, send_to(host)(requests), strict=True):
+        fold = fold_reply(rule, fold, request, reply)
+    after = stepped(run, on_device(state, META), fold)
     nests = (after.params, *after.optimizer.values(), *after.extras.values())
     assert {tensor.device for nest in nests for tensor in nest.values()} == {META}
 
