@@ -286,6 +286,7 @@ def test_killed_at_random_and_resumed_equals_left_alone(
     assert found.records == alone.records
     assert found.states == alone.states
     assert not [*run.out.rglob(".*.tmp"), *run.out.glob("*-journal")]
+    said = run.log.read_text()
     for name in run.damaged:
-        assert f"{name}: " in run.log.read_text()
-        assert "going back to the checkpoint before it" in run.log.read_text()
+        assert f"{name}: " in said
+        assert "going back to the checkpoint before it" in said

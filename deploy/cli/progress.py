@@ -91,7 +91,7 @@ class Display:
 
     def _say(self, line: str) -> None:
         if line:
-            self._progress.console.print(line, markup=False)
+            self._progress.console.print(line, markup=False, soft_wrap=True)
 
     def _start(self, event: StageStarted) -> None:
         self._rounds = event.rounds
