@@ -64,7 +64,7 @@ FILES = ("first.safetensors", "second.safetensors", "model.safetensors")
 TIMES = ("seconds", "time", "rss_mb")
 LINES = 2 * ROUNDS
 LAST_TARGET = LINES - 3  # a kill later than this might come too late
-STARTUP_S, ROUND_S = 3.0, 0.3  # about how long they take: where in them a kill comes is drawn
+STARTUP_S, ROUND_S = 3.0, 0.1  # about how long they take: where in them a kill comes is drawn
 GONE_S = 60.0
 
 
@@ -126,6 +126,11 @@ class Victim:
         metrics = self.out / "metrics.jsonl"
         return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all is learnt: who goes on with such a run looks at no checkpoint."""
+        return (self.out / "summary.json").exists()
+
     def start(self) -> None:
         engine = ["--engine", "ray", "--workers", "2"] if self.ray else ["--engine", "inline"]
         arguments = command("simulate", self.config, "--out", self.out, "--resume", *engine)
@@ -149,7 +154,7 @@ class Victim:
         if not self.waits_for(lambda: self.lines >= target):
             return False
         time.sleep(self.rng.uniform(0.0, ROUND_S if began else STARTUP_S))
-        return self.process.poll() is None
+        return self.process.poll() is None and not self.is_over
 
     def target(self) -> int:
         """Returns a random number of lines that are still to come, or are there already."""
@@ -235,7 +240,7 @@ def damage_newest(run: Victim) -> None:
         for path in checkpoint_files(run.out / "checkpoints")
         if run.damaged.get(path.name) != path.read_bytes()
     ]
-    if len(whole) < 2 or whole[-1] != checkpoint_files(run.out / "checkpoints")[-1]:
+    if run.is_over or len(whole) < 2 or whole[-1] != checkpoint_files(run.out / "checkpoints")[-1]:
         return
     content = bytearray(whole[-1].read_bytes())
     place = int(run.rng.integers(len(content)))
