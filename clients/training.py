@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared_models.arrays import Arrays, Role, in_dtype, to_device
+from shared_models.arrays import Arrays, Role, in_dtype, to_device, zeros_like
 from shared_models.errors import WildflowerError, one_line
 from shared_models.gradients import Gradient, under_autocast
 from shared_models.messages import BlockRequest
@@ -161,13 +161,9 @@ def noise_source(training: Training, objective: Objective, key: Key) -> Callable
 def empty_sums(objective: Objective, training: Training, server: Arrays) -> dict[str, Sum]:
     """Returns a zero for each of the objective's sums."""
     return {
-        name: Sum(_zeros(spec.like(server, training.roles)), 0.0)
+        name: Sum(zeros_like(spec.like(server, training.roles)), 0.0)
         for name, spec in objective.sums.items()
     }
-
-
-def _zeros(arrays: Arrays) -> Arrays:
-    return {name: torch.zeros_like(tensor) for name, tensor in arrays.items()}
 
 
 def accumulate(total: Sum, arrays: Arrays, weight: float) -> Sum:

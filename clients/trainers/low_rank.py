@@ -121,41 +121,31 @@ def low_rank(training: Training) -> BlockTrainer:
         losses = [_step(block, schedule, start) for start in starts]
         loss = torch.stack(losses).sum(0) / training.epochs
         update = _Update(block)
+
+        def trained(place: int) -> Trained:
+            metrics = {"loss": float(loss[place]) / len(members[place].data.y)}
+            return Trained({"delta": update.of(place), "stats": {}}, metrics)
+
         if not training.summed_as_they_are:
             gathering = Gathering(training, objective, server, request)
             return gathering.partial(
-                [
-                    gathering.take(
-                        member,
-                        Trained(
-                            {"delta": update.of(place), "stats": {}},
-                            {"loss": float(loss[place]) / len(member.data.y)},
-                        ),
-                    )
-                    for place, member in enumerate(members)
-                ]
+                [gathering.take(member, trained(place)) for place, member in enumerate(members)]
             )
 
-        def check(place: int, member: Member) -> Row:
+        def row_of(place: int, member: Member) -> Row:
             examples = len(member.data.y)
             metrics = {"loss": float(loss[place]) / examples}
             try:
                 check_metrics(metrics)
                 if not update.norm_bound[place] <= training.max_update_norm:
-                    sums = {"delta": update.of(place), "stats": {}}
                     norm = training.max_update_norm
+                    sums = trained(place).sums
                     check_update(sums, objective.sums, server.params, training.roles, norm)
             except UpdateError as error:
                 return refused(member.client_id, examples, str(error))
             return Row(member.client_id, examples, metrics)
 
-        rows = tuple(check(place, member) for place, member in enumerate(members))
-        good = [place for place, row in enumerate(rows) if row.status == "ok"]
-        if not good:
-            return Partial({}, rows)
-        weights = [float(rows[place].examples) for place in good]
-        delta, total = update.total(good, weights), sum(weights)
-        return Partial({"delta": Sum(delta, total), "stats": Sum({}, total)}, rows)
+        return update.partial([row_of(place, member) for place, member in enumerate(members)])
 
     most = _CACHED if training.device.type == "cpu" else None
     return together(training, objective, bucket_of, train_bucket, most)
@@ -281,6 +271,15 @@ class _Update:
     def of(self, place: int) -> Arrays:
         """Returns one client's delta."""
         return self.total([place], [1.0])
+
+    def partial(self, rows: Sequence[Row]) -> Partial:
+        """Returns the sum of the updates whose rows are good."""
+        good = [place for place, row in enumerate(rows) if row.status == "ok"]
+        if not good:
+            return Partial({}, tuple(rows))
+        weights = [float(rows[place].examples) for place in good]
+        delta, total = self.total(good, weights), sum(weights)
+        return Partial({"delta": Sum(delta, total), "stats": Sum({}, total)}, tuple(rows))
 
     def total(self, places: Sequence[int], weights: Sequence[float]) -> Arrays:
         """Returns the weighted sum of the deltas of some of the clients."""
