@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import shutil
@@ -62,7 +61,6 @@ def cluster() -> Iterator[int]:
     """Ray on this machine, started once for this module."""
     with connected(None, 2) as workers:
         yield workers
-    gc.collect()  # what Ray leaves open is told here, not in somebody else's test
 
 
 @pytest.fixture(scope="module")

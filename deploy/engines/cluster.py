@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
 import signal
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,14 @@ def connected(address: str | None, workers: int | None) -> Iterator[int]:
         yield number
     finally:  # also when the start itself was interrupted
         ray.shutdown()
+        _collect()
+
+
+def _collect() -> None:
+    """Closes the files that Ray leaves to the garbage collector, which would tell somebody else."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def _start(workers: int) -> int:
