@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import secrets
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from server.device import check_devices
 from server.events import Notice, Observer
+from server.fleet import (
+    CLIENT_DEADLINE_S,
+    Letter,
+    call_roll,
+    exchange,
+    failure_of,
+    reason_of,
+)
+from server.fleet_run import fleet_folder, recorded, wait_until_free
 from server.manifest import Engine
 from server.plain import print_event
+from server.population import Enough, Roll
 from server.run import learn, open_run
 from server.run_folder import new_run_folder
 from server.stage import Transport
-from shared_models.config import BUILTIN, parse_config
-from shared_models.errors import RoundError, UpdateError, one_line
-from shared_models.messages import BlockFailure, BlockRequest, Hello, Reply, Send
+from shared_models.config import BUILTIN, Config, parse_config
+from shared_models.errors import RoundError, UpdateError
+from shared_models.messages import ABSENT, BlockFailure, BlockRequest, Hello, Reply, Send
 from shared_models.wire import (
     EVALUATE_BLOCK,
     HELLO,
@@ -34,8 +44,7 @@ from shared_models.wire import (
     encode_request,
 )
 
-_NODES_TIMEOUT_S = 60.0
-_TIMED_OUT = {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE}
+RunConfig: TypeAlias = Mapping[str, bool | float | int | str | bytes]
 
 
 def make_app(observe: Observer = print_event) -> ServerApp:
@@ -46,61 +55,110 @@ def make_app(observe: Observer = print_event) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         torch.set_num_threads(1)  # as in the workers: one engine may not sum in another order
         settings = context.run_config
-        config = parse_config(str(settings.get("config") or BUILTIN), "run config")
-        check_devices(config)
-        # Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
-        config = config.model_copy(update={"plan": config.settled_plan})
+        if settings.get("run"):
+            path = fleet_folder(str(settings["run"]), str(settings.get("out") or ""), os.environ)
+            with recorded(path, context.run_id, observe) as told:
+                _train(grid, settings, path, told)
+            return
         given = settings.get("out")
+        config = _config(settings)
         out = Path(str(given)) if given else new_run_folder(Path("runs"), config.name)
-        folder = open_run(config, out, resume=bool(settings.get("resume")))
         if not given:
             observe(Notice(f"run folder {out.absolute()}"))
-        learn(config, folder, make_transport(grid, config.client_deadline_s), observe)
+        _train(grid, settings, out, observe)
 
     return server_app
 
 
+def _train(grid: Grid, settings: RunConfig, path: Path, observe: Observer) -> None:
+    config, resume = _config(settings), bool(settings.get("resume"))
+    check_devices(config)
+    # Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
+    config = config.model_copy(update={"plan": config.settled_plan})
+    folder = open_run(config, path, resume=resume)
+    if settings.get("run"):
+        wait_until_free(folder)
+    learn(config, folder, make_transport(grid, config.client_deadline_s), observe)
+
+
+def _config(settings: RunConfig) -> Config:
+    return parse_config(str(settings.get("config") or BUILTIN), "run config")
+
+
 def make_transport(grid: Grid, client_deadline_s: float | None = None) -> Transport:
     """Returns the coordinator's view of a grid; a deadline holds where the grid can cut off."""
+    engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
     patience = client_deadline_s if getattr(grid, "cuts_off", False) else None
-    nodes = _wait_for_nodes(grid)
+    local = hasattr(grid, "engine")
 
-    def hello() -> Mapping[int, Hello]:
-        questions = [Message(RecordDict(), node, HELLO) for node in nodes]
-        answers = grid.send_and_receive(questions)
-        hellos = {answer.metadata.src_node_id: _hello(answer) for answer in answers}
-        if silent := sorted(set(nodes) - set(hellos)):
-            raise RoundError(f"nodes {silent} did not answer; restart or remove them")
-        return hellos
+    def hello(enough: Enough) -> Roll:
+        return _hello_here(grid) if local else call_roll(grid, enough)
 
     def send(kind: str, requests: Iterable[BlockRequest]) -> Iterator[Reply]:
+        if not local:
+            yield from _send_out(grid, kind, requests, client_deadline_s or CLIENT_DEADLINE_S)
+            return
         # Requests are taken when the grid takes their messages: each may hold much.
         sent: list[str] = []
-        messages = _messages(kind, requests, nodes, patience)
-        return _in_order(sent, grid.send_and_receive(_noted(messages, sent)))
+        messages = _messages(kind, requests, tuple(grid.get_node_ids()), patience)
+        yield from _in_order(sent, grid.send_and_receive(_noted(messages, sent)))
 
     train: Send = functools.partial(send, TRAIN_BLOCK)
     evaluate: Send = functools.partial(send, EVALUATE_BLOCK)
-    engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
     return Transport(hello, train, evaluate, engine)
 
 
-def _wait_for_nodes(grid: Grid) -> tuple[int, ...]:
-    deadline = time.monotonic() + _NODES_TIMEOUT_S
-    while not (nodes := tuple(grid.get_node_ids())):
-        if time.monotonic() > deadline:
-            raise RoundError(f"no node connected within {_NODES_TIMEOUT_S:.0f} s; start clients")
-        time.sleep(0.5)
-    return nodes
+def _hello_here(grid: Grid) -> Roll:
+    answers = grid.send_and_receive([Message(RecordDict(), n, HELLO) for n in grid.get_node_ids()])
+    return Roll({answer.metadata.src_node_id: _hello(answer) for answer in answers})
 
 
 def _hello(answer: Message) -> Hello:
     if answer.has_error():
-        raise RoundError(f"node {answer.metadata.src_node_id} did not answer: {_reason(answer)}")
+        raise RoundError(f"node {answer.metadata.src_node_id} did not answer: {reason_of(answer)}")
     try:
         return decode_hello(answer.content)
     except UpdateError as error:
         raise RoundError(f"node {answer.metadata.src_node_id}: {error}") from None
+
+
+def _send_out(
+    grid: Grid, kind: str, requests: Iterable[BlockRequest], client_deadline_s: float
+) -> Iterator[Reply]:
+    """Yields the replies of a fleet in the order of the requests."""
+    early: dict[int, Reply] = {}
+    letters = _letters(kind, requests, tuple(grid.get_node_ids()), client_deadline_s)
+    waiting = exchange(grid, letters)
+    for place in itertools.count():
+        while place not in early:
+            if (found := next(waiting, None)) is None:
+                return
+            known, answer = found
+            early[known] = answer if isinstance(answer, BlockFailure) else _reply(answer)
+        yield early.pop(place)
+
+
+def _letters(
+    kind: str, requests: Iterable[BlockRequest], nodes: tuple[int, ...], client_deadline_s: float
+) -> Iterator[Letter]:
+    for place, (request, content) in enumerate(_contents(requests)):
+        anyone = nodes[place % len(nodes)] if nodes else ABSENT
+        node = anyone if request.node is None else request.node
+        write = functools.partial(_written, kind, content, node)
+        yield Letter(node, client_deadline_s * len(request.client_ids), write)
+
+
+def _written(kind: str, content: RecordDict, node: int, lives_s: float) -> Message:
+    return Message(content, node, kind, ttl=lives_s)
+
+
+def _contents(requests: Iterable[BlockRequest]) -> Iterator[tuple[BlockRequest, RecordDict]]:
+    """Yields each request as records; the weights are encoded once for those that share them."""
+    params, broadcast = None, {}
+    for request in requests:
+        if params is not request.params:
+            params, broadcast = request.params, encode_broadcast(request)
+        yield request, encode_request(request, broadcast)
 
 
 def _messages(
@@ -110,12 +168,8 @@ def _messages(
 
     A message lives for `patience` seconds a client.
     """
-    params, broadcast = None, {}
-    for place, request in enumerate(requests):
-        if params is not request.params:
-            params, broadcast = request.params, encode_broadcast(request)
+    for place, (request, content) in enumerate(_contents(requests)):
         node = nodes[place % len(nodes)] if request.node is None else request.node
-        content = encode_request(request, broadcast)
         ttl = None if patience is None else patience * len(request.client_ids)
         # Unguessable: a node is told its own messages' only, so that none answers for another.
         yield Message(content, node, kind, group_id=secrets.token_hex(16), ttl=ttl)
@@ -148,16 +202,11 @@ def _in_order(sent: Sequence[str], answers: Iterable[Message]) -> Iterator[Reply
 
 def _reply(answer: Message) -> Reply:
     if answer.has_error():
-        return BlockFailure(_reason(answer), timed_out=answer.error.code in _TIMED_OUT)
+        return failure_of(answer)
     try:
         return decode_partial(answer.content)
     except UpdateError as error:
         return BlockFailure(str(error), "refused")
-
-
-def _reason(answer: Message) -> str:
-    lines = (answer.error.reason or "").strip().splitlines()
-    return one_line(lines[-1]) if lines else f"Flower error {answer.error.code}"
 
 
 app = make_app()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from server.best import smaller_is_better
 from server.coordinator import RoundResult, StageRun, is_due, with_states
 from server.patience import one_by_one_when_bad
-from server.sampling import cut_blocks, sample_cohort
+from server.sampling import sample_cohort
 from shared_models.checks import check_metrics
 from shared_models.errors import RoundError, UpdateError, one_line
 from shared_models.messages import BlockFailure, BlockRequest, Reply, Send
@@ -71,7 +71,7 @@ def _requests(run: StageRun, result: RoundResult, fraction: float) -> list[Block
     size = math.ceil(fraction * len(population))
     key = (state.stage, state.round, 0)
     asked = sample_cohort(population.client_ids, size, run.config.seed, key, "evaluate")
-    blocks = cut_blocks(asked, run.config.plan.clients_per_block, population.node_of)
+    blocks = population.blocks(asked, run.config.plan.clients_per_block)
     return [
         BlockRequest(*key, place, client_ids, state.params, node, state.extras)
         for place, (node, client_ids) in enumerate(blocks)

@@ -20,7 +20,7 @@ from server.patience import one_by_one_when_bad
 from server.population import Population
 from server.recording import Attempt, Told, make_record
 from server.records import RoundRecord, Seconds
-from server.sampling import count_of, cut_blocks
+from server.sampling import count_of
 from server.state import ServerState, StateStore
 from shared_models.arrays import (
     Arrays,
@@ -163,8 +163,7 @@ def make_requests(
     first: int = 0,
 ) -> list[BlockRequest]:
     """Returns requests that train these clients, one per block; the first has this number."""
-    size, population = run.config.plan.clients_per_block, run.population
-    blocks = cut_blocks(sorted(client_ids), size, population.node_of)
+    blocks = run.population.blocks(sorted(client_ids), run.config.plan.clients_per_block)
     return [
         BlockRequest(*about, place, ids, state.params, node, state.extras)
         for place, (node, ids) in enumerate(blocks, start=first)

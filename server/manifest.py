@@ -7,14 +7,15 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from server.population import Population
+from server.population import Hosted, Population
 from shared_models.config import Config
 from shared_models.versions import versions
 
@@ -42,12 +43,13 @@ def make_manifest(config: Config, population: Population, engine: Engine) -> dic
         "engine": engine.name,
         "workers": engine.workers,
         "plan": {
-            **config.settled_plan.model_dump(),
+            **config.settled_plan.model_dump(exclude={"nodes"}),
             "threads": 1,
             **_block_map(population),
         },
         "population": {"clients": len(population), "examples": sum(population.examples)},
         "data_sha256": list(population.data_sha256),
+        **_hosts(population),
         "git_commit": git_commit(Path(__file__).parent),
     }
 
@@ -58,13 +60,25 @@ def config_digest(config: Config) -> str:
 
 
 def _block_map(population: Population) -> dict[str, Any]:
-    """Returns the rule, and on a fleet who hosts whom: enough to cut the same blocks again."""
-    if population.node_of is None:
+    """Returns the rule, and on a fleet who shared a node: enough to cut the same blocks again."""
+    if not population.block_groups:
         return {"block_map": "cohort"}
-    hosted: dict[int, list[int]] = {}
-    for client_id, node in population.node_of.items():
-        hosted.setdefault(node, []).append(client_id)
-    return {"block_map": "node", "nodes": sorted(sorted(ids) for ids in hosted.values())}
+    return {"block_map": "node", "nodes": sorted(sorted(ids) for ids in population.block_groups)}
+
+
+def _hosts(population: Population) -> dict[str, Any]:
+    """Returns what each of a fleet's nodes had: who comes back has to be who went."""
+    if not population.hosts:
+        return {}
+    return {"hosts": [json.loads(json.dumps(asdict(host))) for host in population.hosts]}
+
+
+def hosts_in(manifest: Mapping[str, Any]) -> tuple[Hosted, ...]:
+    """Returns the nodes of the fleet that a manifest tells of; none for a run without."""
+    return tuple(
+        Hosted(tuple(own["client_ids"]), tuple(own["examples"]), own["data_sha256"])
+        for own in manifest.get("hosts", ())
+    )
 
 
 def git_commit(folder: Path) -> str | None:

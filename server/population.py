@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
-from shared_models.errors import RoundError
-from shared_models.messages import Hello
+from server.sampling import Blocks, cut_blocks
+from shared_models.errors import CheckpointError, InputError, RoundError
+from shared_models.messages import ABSENT, Hello
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """The clients of one node of a fleet, in the order of their ids, and the hash of their data."""
+
+    client_ids: tuple[int, ...]
+    examples: tuple[int, ...]
+    data_sha256: str
 
 
 @dataclass(frozen=True)
 class Population:
-    """Sorted client ids with example counts; `node_of` is None where any node may train anyone."""
+    """Sorted client ids with example counts; `node_of` is None where any node may train anyone.
+
+    `hosts` are a fleet's nodes as they were when the run began, in the order of their smallest
+    client id. `groups` are whose clients share blocks where one node can train them all: those that
+    shared a node of the fleet that is replayed.
+    """
 
     client_ids: tuple[int, ...]
     examples: tuple[int, ...]
     node_of: Mapping[int, int] | None
     data_sha256: tuple[str, ...]
+    hosts: tuple[Hosted, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.client_ids)
@@ -27,9 +45,68 @@ class Population:
         """How many examples each client said it has."""
         return dict(zip(self.client_ids, self.examples, strict=True))
 
+    @property
+    def block_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Whose clients share blocks; empty where anyone may share one with anyone."""
+        return tuple(host.client_ids for host in self.hosts) or self.groups
 
-def merge_hellos(hellos: Mapping[int, Hello]) -> Population:
-    """Returns the union of what the nodes host.
+    @property
+    def connected(self) -> int:
+        """How many of the clients have a node that can train them now."""
+        nodes = (self.node_of or {}).values()
+        return len(self) - sum(1 for node in nodes if node == ABSENT)
+
+    def blocks(self, cohort: Sequence[int], size: int) -> Blocks:
+        """Returns the block map of a cohort, each block with the node that trains it, if any."""
+        if self.node_of is not None:
+            return cut_blocks(cohort, size, self.node_of)
+        if not self.groups:
+            return cut_blocks(cohort, size)
+        group_of = {k: place for place, ids in enumerate(self.groups) for k in ids}
+        return tuple((None, ids) for _, ids in cut_blocks(cohort, size, group_of))
+
+
+@dataclass(frozen=True)
+class Roll:
+    """Which nodes answered in time, and why the others are left out."""
+
+    hellos: Mapping[int, Hello]
+    left_out: Mapping[int, str] = field(default_factory=dict)
+
+
+Enough: TypeAlias = Callable[[Mapping[int, Hello]], bool]
+"""Whether these answers will do; where a fleet's nodes are still to come it is worth waiting."""
+
+
+def hosts_clients(count: int) -> Enough:
+    """Returns whether as many clients are there."""
+    return lambda hellos: len(_hosted(hellos)) >= count
+
+
+def hosts_these(client_ids: Sequence[int]) -> Enough:
+    """Returns whether all these clients are there."""
+    wanted = frozenset(client_ids)
+    return lambda hellos: wanted <= _hosted(hellos)
+
+
+def _hosted(hellos: Mapping[int, Hello]) -> set[int]:
+    return {client_id for hello in hellos.values() for client_id in hello.client_ids}
+
+
+def hello_fault(hello: Hello) -> str | None:
+    """Returns why a node's answer cannot be true, or None."""
+    for client_id, count in zip(hello.client_ids, hello.examples, strict=True):
+        if count < 1:
+            return f"client {client_id} says it has {count} examples"
+    if len(set(hello.client_ids)) < len(hello.client_ids):
+        return "it names a client twice"
+    return None
+
+
+def merge_hellos(
+    hellos: Mapping[int, Hello], groups: tuple[tuple[int, ...], ...] | None = None
+) -> Population:
+    """Returns the union of what the nodes host; `groups` is the plan's block map, if it has one.
 
     Raises `RoundError` when there is nobody, when two nodes claim one client, or when simulation
     workers see different data.
@@ -37,16 +114,27 @@ def merge_hellos(hellos: Mapping[int, Hello]) -> Population:
     if not any(hello.client_ids for hello in hellos.values()):
         raise RoundError("no node hosts a client; start clients, or check their data")
     for node, hello in hellos.items():
-        for client_id, count in zip(hello.client_ids, hello.examples, strict=True):
-            if count < 1:
-                raise RoundError(f"node {node}: client {client_id} says it has {count} examples")
+        if fault := hello_fault(hello):
+            raise RoundError(f"node {node}: {fault}")
     kinds = {hello.shared for hello in hellos.values()}
     if len(kinds) > 1:
         raise RoundError("some nodes host their own clients and some can train any: use one kind")
     digests = tuple(sorted({hello.data_sha256 for hello in hellos.values()}))
     if kinds == {True}:
-        return _shared(hellos, digests)
+        shared = _shared(hellos, digests)
+        return shared if groups is None else only(shared, groups)
+    if groups is not None:
+        raise InputError("plan.nodes: is for replays; a fleet's nodes have clients of their own")
     return _own(hellos, digests)
+
+
+def only(population: Population, groups: tuple[tuple[int, ...], ...]) -> Population:
+    """Returns these of the clients, in blocks as the groups have it."""
+    wanted = tuple(sorted(client_id for ids in groups for client_id in ids))
+    if unknown := sorted(set(wanted) - set(population.client_ids)):
+        raise InputError(f"plan.nodes: the data has no client {unknown[0]}")
+    examples = tuple(population.examples_of[client_id] for client_id in wanted)
+    return replace(population, client_ids=wanted, examples=examples, groups=groups)
 
 
 def _shared(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population:
@@ -68,4 +156,68 @@ def _own(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population:
                 )
             node_of[client_id], examples[client_id] = node, count
     ids = tuple(sorted(node_of))
-    return Population(ids, tuple(examples[client_id] for client_id in ids), node_of, digests)
+    counts = tuple(examples[client_id] for client_id in ids)
+    return Population(ids, counts, node_of, digests, tuple(sorted(_hosts(hellos), key=_smallest)))
+
+
+def _hosts(hellos: Mapping[int, Hello]) -> Iterator[Hosted]:
+    for hello in hellos.values():
+        pairs = sorted(zip(hello.client_ids, hello.examples, strict=True))
+        if pairs:
+            ids, examples = zip(*pairs, strict=True)
+            yield Hosted(ids, examples, hello.data_sha256)
+
+
+def _smallest(host: Hosted) -> int:
+    return host.client_ids[0]
+
+
+def rejoined(
+    hosts: tuple[Hosted, ...], now: Population, notice: Callable[[str], None]
+) -> Population:
+    """Returns a run's population as it began, each client with the node that hosts it now.
+
+    Clients that are not here keep their place and fail in their rounds; those that came anew are
+    no part of the run. Raises `CheckpointError` where a client is not what it was.
+    """
+    if now.node_of is None:
+        raise CheckpointError("the run began on nodes with clients of their own, not on these")
+    then = {k: (host, count) for host in hosts for k, count in zip(*_columns(host), strict=True)}
+    for host in now.hosts:
+        known = [client_id for client_id in host.client_ids if client_id in then]
+        for client_id in known:
+            _require_same(client_id, then[client_id], host, now.examples_of[client_id])
+        if len({then[client_id][0] for client_id in known}) > 1:
+            raise _other(known[0], f"shares its node with {known[1:]}", "did not")
+        if strangers := sorted(set(host.client_ids) - set(known)):
+            notice(f"clients {strangers} came after the run began: they take no part in it")
+    node_of = {client_id: now.node_of.get(client_id, ABSENT) for client_id in sorted(then)}
+    for host in hosts:
+        nodes = {node_of[client_id] for client_id in host.client_ids} - {ABSENT}
+        if len(nodes) > 1:
+            raise _other(host.client_ids[0], "is parted from others of its node", "was not")
+    if absent := [client_id for client_id, node in node_of.items() if node == ABSENT]:
+        notice(f"clients {absent} are not connected: their rounds go on without them")
+    digests = tuple(sorted({host.data_sha256 for host in hosts}))
+    counts = tuple(then[client_id][1] for client_id in node_of)
+    return Population(tuple(node_of), counts, node_of, digests, hosts)
+
+
+def _columns(host: Hosted) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return host.client_ids, host.examples
+
+
+def _require_same(client_id: int, then: tuple[Hosted, int], host: Hosted, examples: int) -> None:
+    before, count = then
+    old, new = before.data_sha256, host.data_sha256
+    if examples != count:
+        raise _other(client_id, f"has {examples} examples", f"had {count}")
+    if new != old:
+        raise _other(client_id, f"has data {new[:12]}", f"had {old[:12]}")
+
+
+def _other(client_id: int, now: str, then: str) -> CheckpointError:
+    return CheckpointError(
+        f"client {client_id} {now}, when the run began it {then}; "
+        "the result would not be the same run: put it back, or start a new one"
+    )

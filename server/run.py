@@ -7,18 +7,24 @@ from pathlib import Path
 
 import torch
 
-from server.checkpoints import Checkpoint, load_latest
-from server.coordinator import make_stage_run
+from server.checkpoints import Checkpoint, checkpoint_files, load_latest
+from server.coordinator import make_stage_run, quorum
 from server.evaluation import evaluator_of
 from server.events import Notice, Observer
-from server.manifest import make_manifest
-from server.population import Population, merge_hellos
+from server.manifest import hosts_in, make_manifest
+from server.population import (
+    Population,
+    hosts_clients,
+    hosts_these,
+    merge_hellos,
+    rejoined,
+)
 from server.run_folder import RunFolder
 from server.stage import Run, Transport, run_stage
 from server.summary import own_peak_mb, summarize
 from shared_models.arrays import Arrays, in_dtype, save_arrays
 from shared_models.config import Config, TrainStage
-from shared_models.errors import CheckpointError
+from shared_models.errors import CheckpointError, RoundError
 from shared_models.files import sha256_of, write_json
 from shared_models.task import parameter_count
 from shared_models.tasks import load_task
@@ -73,12 +79,35 @@ def _run_stages(run: Run, latest: Checkpoint | None) -> Arrays:
 
 
 def _run_stage(run: Run, stage: TrainStage, params: Arrays, latest: Checkpoint | None) -> Arrays:
-    population = merge_hellos(run.transport.hello())
+    population = _population(run)
     _write_manifest(run, population)
     if latest is not None and latest.population != population.client_ids:
         raise _changed("clients", len(latest.population), len(population))
     about = make_stage_run(run.config, stage, run.task, population, run.evaluate)
+    if population.hosts and population.connected < quorum(about):
+        raise RoundError(
+            f"stage {stage.name!r}: {population.connected} of {len(population)} clients are "
+            f"connected, the quorum is {quorum(about)}; start more and go on with --resume"
+        )
     return run_stage(run, about, params, latest)
+
+
+def _population(run: Run) -> Population:
+    """Returns who takes part: those who are here, on a fleet in a run that has begun who then was.
+
+    A fleet's run has begun with its first checkpoint.
+    """
+    begun = checkpoint_files(run.folder.checkpoints) and run.folder.manifest_file.exists()
+    hosts = hosts_in(run.folder.manifest()) if begun else ()
+    known = [client_id for host in hosts for client_id in host.client_ids]
+    wanted = run.config.learning_stages[0].clients_per_round
+    roll = run.transport.hello(hosts_these(known) if hosts else hosts_clients(wanted))
+    for node, reason in roll.left_out.items():
+        run.observe(Notice(f"node {node} is left out: {reason}"))
+    found = merge_hellos(roll.hellos, run.config.plan.nodes)
+    if found.hosts and not begun:
+        run.folder.manifest_file.unlink(missing_ok=True)  # of an attempt that trained nobody
+    return rejoined(hosts, found, lambda text: run.observe(Notice(text))) if hosts else found
 
 
 def _write_manifest(run: Run, population: Population) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from server.background import OneBehind
@@ -18,6 +18,7 @@ from server.evaluation import Evaluator
 from server.events import Notice, Observer, RoundFinished, StageStarted
 from server.manifest import Engine
 from server.memory import MemoryPeak
+from server.population import Enough, Roll
 from server.records import Best, RoundRecord
 from server.run_folder import RunFolder
 from server.state import ServerState, StateStore
@@ -25,7 +26,7 @@ from shared_models.arrays import Arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import RoundError
 from shared_models.files import write_json
-from shared_models.messages import Hello, Send
+from shared_models.messages import Send
 from shared_models.partial import Row
 from shared_models.task import Task
 
@@ -34,7 +35,7 @@ from shared_models.task import Task
 class Transport:
     """How the coordinator reaches clients: ask who is there, have blocks trained or evaluated."""
 
-    hello: Callable[[], Mapping[int, Hello]]
+    hello: Callable[[Enough], Roll]
     train: Send
     evaluate: Send
     engine: Engine

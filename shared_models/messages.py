@@ -9,6 +9,9 @@ from typing import TypeAlias
 from shared_models.arrays import Arrays
 from shared_models.partial import About, ClientState, Partial, Status
 
+ABSENT = -1
+"""The node of a client that is not connected: Flower's ids are not negative."""
+
 
 @dataclass(frozen=True)
 class Hello:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
+
+from pydantic import field_validator
 
 from shared_models.config.tables import Count, Table
 
@@ -19,9 +22,24 @@ class Plan(Table):
     """Where clients train."""
     autocast: Literal["none", "bfloat16"] = "none"
     """Lower precision inside the model's forward and backward pass; weights stay in `dtype`."""
+    nodes: tuple[tuple[int, ...], ...] | None = None
+    """For replays of a fleet: one list of client ids a node, whose clients share blocks; no other
+    client takes part. Absent: any client may share a block with any."""
     compile: bool = False
     """Use compiled kernels: for `fused` an LSTM in C, for `vectorised` the whole step. Takes one
     second (`fused`) or twenty (`vectorised`) once, and needs a compiler."""
+
+    @field_validator("nodes")
+    @classmethod
+    def _clients_are_there_once(
+        cls, nodes: tuple[tuple[int, ...], ...] | None
+    ) -> tuple[tuple[int, ...], ...] | None:
+        ids = Counter(client_id for own in nodes or () for client_id in own)
+        if nodes is not None and not (nodes and all(nodes)):
+            raise ValueError(": expected lists of client ids, none of them empty")
+        if (twice := next((k for k, times in ids.items() if times > 1), None)) is not None:
+            raise ValueError(f": client {twice} is in it twice")
+        return nodes
 
     @property
     def is_open(self) -> bool:
