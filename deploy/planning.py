@@ -17,28 +17,57 @@ if TYPE_CHECKING:
 def plan_overrides(given: str) -> list[str]:
     """Returns config overrides for `--plan`: a trainer's name, or another run's manifest.json.
 
-    Raises `InputError` when the file is not a manifest, or tells of a fleet's plan.
+    Raises `InputError` when the file is not a manifest.
     """
     path = Path(given)
-    if path.suffix != ".json":
+    if not _is_manifest(path):
         return [f"plan.trainer={json.dumps(given)}"]
-    plan = _plan_in(path)
-    if plan.get("block_map") != "cohort":
-        raise InputError(f"--plan {path}: its blocks follow a fleet's nodes, which are not here")
+    plan = _read_manifest(path)["plan"]
     known = {key: plan[key] for key in Plan.model_fields if key in plan}
     return [f"plan.{key}={json.dumps(value)}" for key, value in known.items()]
 
 
-def _plan_in(path: Path) -> dict[str, Any]:
+def config_beside(given: str | None) -> Path | None:
+    """Returns the config of the run whose manifest `--plan` names, to be run again."""
+    path = Path(given or "")
+    return path.with_name("config.toml") if _is_manifest(path) else None
+
+
+def check_replay(given: str, digest: str) -> None:
+    """Raises `InputError` where a fleet is replayed that trained on other data than is here."""
+    path = Path(given)
+    if not _is_manifest(path):
+        return
+    manifest = _read_manifest(path)
+    if manifest["plan"].get("block_map") != "node" or manifest.get("data_sha256") == [digest]:
+        return
+    raise InputError(
+        f"--plan {path}: the fleet trained on data that is not here, maybe its devices' own files "
+        f"(data_sha256 {_short(manifest.get('data_sha256'))}, here {digest[:12]}): no replay"
+    )
+
+
+def _short(digests: object) -> str:
+    found = digests if isinstance(digests, list) else []
+    more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+    return ", ".join(str(digest)[:12] for digest in found[:2]) + more
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.suffix == ".json"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        plan: dict[str, Any] = json.loads(path.read_text())["plan"]
+        manifest = json.loads(path.read_text())
+        known = isinstance(manifest["plan"], dict) and manifest["plan"]
     except FileNotFoundError:
         raise InputError(f"--plan {path}: there is no such file") from None
     except (OSError, ValueError, KeyError, TypeError):
-        plan = {}
-    if not isinstance(plan, dict) or not plan:
+        known = False
+    if not known:
         raise InputError(f"--plan {path}: not the manifest.json of a run")
-    return plan
+    return dict(manifest)
 
 
 def adopt_plan(config: Config, folder: RunFolder) -> Config:

@@ -8,12 +8,12 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploy.events import ArtefactMeasured, ExportStarted, Observer
-from deploy.planning import settle_plan
+from deploy.planning import check_replay, settle_plan
 from server.run_folder import RunFolder
 from server.summary import own_peak_mb
 from shared_models.config import Config, ExportStage, Faults, TrainStage, to_toml
@@ -34,10 +34,11 @@ _OFFLINE = {
 }
 
 
-def check(config: Config, folder: Path) -> None:
+def check(config: Config, folder: Path, plan: str | None = None) -> None:
     """Raises `InputError` or `DataError` when a run could not start, or would not fit.
 
-    It is to be in `folder`, or near it; nothing is written.
+    It is to be in `folder`, or near it; nothing is written. `plan` is what `--plan` named, if
+    anything.
     """
     from clients.host import open_host
     from server.budget import check_budget, room_at
@@ -45,7 +46,9 @@ def check(config: Config, folder: Path) -> None:
     from server.evaluation import evaluation_split
     from server.parts import check_cohort
 
-    host = open_host(config)
+    host = _taking_part(open_host(config))
+    if plan is not None:
+        check_replay(plan, host.dataset.digest())
     evaluation_split(config, host.task)
     check_devices(config)
     _check_victims(config.faults, host.client_ids)
@@ -53,6 +56,17 @@ def check(config: Config, folder: Path) -> None:
         host.trainer(stage.name)
         check_cohort(stage, len(host.client_ids))
         check_budget(_demand(stage, host), config.keep_checkpoints, room_at(folder))
+
+
+def _taking_part(host: Host) -> Host:
+    """Returns the host of those clients that the plan's block map names, if it has one."""
+    nodes = host.config.plan.nodes
+    if nodes is None:
+        return host
+    ids = tuple(sorted(client_id for own in nodes for client_id in own))
+    if unknown := sorted(set(ids) - set(host.client_ids)):
+        raise InputError(f"plan.nodes: the data has no client {unknown[0]}")
+    return replace(host, client_ids=ids)
 
 
 def _check_victims(faults: Faults, client_ids: Sequence[int]) -> None:

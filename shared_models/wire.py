@@ -41,6 +41,8 @@ def _filled(record: ArrayRecord, arrays: Mapping[str, torch.Tensor]) -> ArrayRec
 class _Lent(Array):
     """An array whose bytes are the tensor's own, until somebody pickles it."""
 
+    __qualname__ = "Array"  # what a SuperLink reads off its class
+
     def __reduce__(self) -> tuple[type[Array], tuple[str, tuple[int, ...], str, bytes]]:
         return Array, (self.dtype, self.shape, self.stype, bytes(self.data))
 

@@ -135,7 +135,7 @@ def test_a_plan_from_elsewhere_is_checked(
         ("nothing.json", "there is no such file"),
         (str(tmp_path / "odd.json"), "not the manifest.json of a run"),
         (str(tmp_path / "list.json"), "not the manifest.json of a run"),
-        (str(fleet), "follow a fleet's nodes"),
+        (str(fleet), "the fleet trained on data that is not here"),
         ("fast", "must be 'auto', 'loop'"),
         ("low_rank", "cannot train 'digits-cnn': layer encoder.conv (Conv2d) is not dense"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,6 +63,8 @@ def simulate(
 
     To go on after an interruption: wildflower simulate runs/mnist-cnn-1 --resume
 
+    What a fleet trained, again and to the same bytes: wildflower simulate --plan RUN/manifest.json
+
     Any Flower app, unmodified: wildflower simulate --app DIR --num-supernodes 100
     """
     if app is not None:
@@ -70,10 +73,11 @@ def simulate(
         others |= {"--engine": engine, "--ray-address": ray_address}
         simulate_app(app, num_supernodes, workers, settings or (), others, as_json)
         return
+    from deploy.planning import config_beside, plan_overrides
+
+    config = config or config_beside(plan)
     if config is None or num_supernodes is not None:
         raise InputError("expected a CONFIG, or --app DIR and --num-supernodes N")
-    from deploy.planning import plan_overrides
-
     overrides = [*(settings or []), *(plan_overrides(plan) if plan else [])]
     overrides += _machine(engine, workers, ray_address)
     if data_root is not None:
@@ -81,7 +85,7 @@ def simulate(
     resolved = read_config(config, overrides)
     path = _done_before(config, resolved, out) if resume else None
     if path is None:
-        path = _run(config, resolved, out, resume, as_json)
+        path = _run(config, resolved, _Choice(out, plan, resume), as_json)
     summary = json.loads((path / "summary.json").read_text())
     if as_json:
         print_json(summary)
@@ -125,14 +129,24 @@ def _done_before(config: Path, resolved: Config, out: Path | None) -> Path | Non
     return folder.path if _is_done(folder, adopt_plan(resolved, folder)) else None
 
 
-def _run(config: Path, resolved: Config, out: Path | None, resume: bool, as_json: bool) -> Path:
+@dataclass(frozen=True)
+class _Choice:
+    """Where a run is to be, what its plan is taken from, and whether it goes on."""
+
+    out: Path | None
+    plan: str | None
+    resume: bool
+
+
+def _run(config: Path, resolved: Config, choice: _Choice, as_json: bool) -> Path:
     from deploy.planning import adopt_plan
     from deploy.simulate import check, open_grid
     from server.run_folder import RunFolder
 
-    runs = Path("runs")
+    out, resume = choice.out, choice.resume
     with open_grid(resolved) as grid:
-        check(resolved, _run_path(config, resolved, out, resume=True) if resume else out or runs)
+        near = _run_path(config, resolved, out, resume=True) if resume else out or Path("runs")
+        check(resolved, near, choice.plan)
         path = _run_path(config, resolved, out, resume)
         if resume:
             resolved = adopt_plan(resolved, RunFolder(path))
