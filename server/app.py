@@ -72,10 +72,10 @@ def make_app(observe: Observer = print_event) -> ServerApp:
 
 def _train(grid: Grid, settings: RunConfig, path: Path, observe: Observer) -> None:
     config, resume = _config(settings), bool(settings.get("resume"))
-    check_devices(config)
     # Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
     config = config.model_copy(update={"plan": config.settled_plan})
     folder = open_run(config, path, resume=resume)
+    check_devices(config)
     if settings.get("run"):
         wait_until_free(folder)
     learn(config, folder, make_transport(grid, config.client_deadline_s), observe)

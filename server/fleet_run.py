@@ -7,29 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from server.events import BlockFinished, Event, Notice, Observer, RoundFinished, StageStarted
+from server.event_log import EVENTS, Ended, EventLog
+from server.events import Event, Observer
 from server.fleet import is_transport
 from server.run_folder import RunFolder
 from shared_models.errors import InputError, WildflowerError, one_line
 from shared_models.files import locked
 
-EVENTS = "events.jsonl"
 _STATE = "WILDFLOWER_STATE"
 _HELD_S = 30.0
-_KINDS: Mapping[str, type[Event]] = {
-    "stage_started": StageStarted,
-    "block_finished": BlockFinished,
-    "round_finished": RoundFinished,
-    "notice": Notice,
-}
 
 
 def fleet_folder(run: str, out: str, environment: Mapping[str, str]) -> Path:
@@ -76,12 +67,12 @@ def recorded(path: Path, flower_run: int, observe: Observer) -> Iterator[Observe
             reason = _reason(error, path.name)
             with contextlib.suppress(OSError):  # the disk may be what has failed
                 _end(path, "failed", reason)
-            log.end("failed", flower_run, reason)
+            log.end(Ended("failed", str(flower_run), reason))
             if isinstance(error, OSError):
                 raise WildflowerError(reason) from error
         raise
     _end(path, "done", None)
-    log.end("done", flower_run)
+    log.end(Ended("done", str(flower_run)))
 
 
 def _end(path: Path, status: str | None, reason: str | None) -> None:
@@ -97,35 +88,3 @@ def _reason(error: Exception, run: str) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}the server's disk is full; free some space, then go on with --resume"
     return one_line(f"{type(error).__name__}: {error}; `wildflower logs {run}` tells where")
-
-
-class EventLog:
-    """Appends events to a file, a line of JSON each, so that who follows sees them at once."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __call__(self, event: Event) -> None:
-        """Writes an event."""
-        kind = next(name for name, own in _KINDS.items() if isinstance(event, own))
-        self._write({"event": kind, **asdict(event)})
-
-    def end(self, status: str, flower_run: int, reason: str | None = None) -> None:
-        """Writes how it ended, and in which of Flower's runs; never fails, it may be the reason."""
-        told = {} if reason is None else {"reason": reason}
-        with contextlib.suppress(OSError):
-            self._write({"event": status, "flower_run": str(flower_run), **told})
-
-    def _write(self, values: Mapping[str, Any]) -> None:
-        if not self._path.parent.is_dir():
-            return  # the run has not got its folder, and will not get it
-        with self._path.open("ab+") as file:
-            if file.tell() and not _ends_a_line(self._path):
-                file.write(b"\n")  # of a writer that was killed
-            file.write(json.dumps(values).encode() + b"\n")
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        return file.read(1) == b"\n"

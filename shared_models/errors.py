@@ -9,6 +9,7 @@
     ├── CheckpointError      a checkpoint cannot be read or written
     ├── ExportError          an artefact cannot be made, or failed its gate
     ├── EngineError          no worker can be had to train clients
+    ├── ServerError          a server far away does not answer, or refuses
     └── Interrupted          the user stopped it                       exit code 130
 
 A message is one line that names the file, key or client, what was expected and what came.
@@ -58,6 +59,10 @@ class ExportError(WildflowerError):
 
 class EngineError(WildflowerError):
     """No worker can be had to train clients."""
+
+
+class ServerError(WildflowerError):
+    """A server far away does not answer, or refuses."""
 
 
 class Interrupted(WildflowerError):

@@ -14,7 +14,7 @@ from typing import Annotated
 import click
 import typer
 
-from deploy.cli import data, doctor, export, models, simulate
+from deploy.cli import data, doctor, export, models, simulate, submit
 from shared_models.errors import Interrupted, WildflowerError
 
 app = typer.Typer(
@@ -48,6 +48,10 @@ app.command()(export.export)
 app.command()(export.verify)
 app.command()(models.models)
 app.command()(doctor.doctor)
+app.command()(submit.submit)
+app.command()(submit.status)
+app.command()(submit.stop)
+app.command()(submit.logs)
 app.add_typer(data.app, name="data")
 
 

@@ -1,0 +1,320 @@
+"""`wildflower submit`, `status`, `stop`, `logs`: runs on a fleet, from afar."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deploy.cli.output import AsJson, console, print_json, print_table
+from shared_models.config import read_config
+from shared_models.errors import InputError
+
+if TYPE_CHECKING:
+    from deploy.fleet.connection import Connection
+    from deploy.fleet.remote import FlowerRun, Remote
+    from deploy.fleet.submit import Submission
+
+Server = Annotated[str | None, typer.Option(help="HOST:PORT of the server.")]
+Ca = Annotated[Path | None, typer.Option(help="The server's ca.pem.")]
+Token = Annotated[Path | None, typer.Option(help="The server's operator.token.")]
+Credentials = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="WILDFLOWER_CREDENTIALS",
+        help="A folder with both, ca.pem and operator.token, e.g. the server's state folder.",
+    ),
+]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Without TLS, for a server on this very machine.")
+]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its folder here.")]
+
+
+def submit(
+    config: Annotated[Path, typer.Argument(help="A TOML file, or a folder to go on with.")],
+    server: Server = None,
+    ca: Ca = None,
+    token: Token = None,
+    credentials: Credentials = None,
+    insecure: Insecure = False,
+    follow: Annotated[
+        bool, typer.Option(help="Show the run until it is done, then bring it home and export it.")
+    ] = True,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Follow, or go on with, the run in the folder CONFIG.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="key=value, e.g. stages.train.rounds=3; may be repeated."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<id>.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the stages of a config on a fleet, show its progress, and bring home what it made.
+
+    The run goes on at the server whether somebody follows it or not. When the server dies and comes
+    back, whoever follows has it go on from its last round.
+
+    Example: wildflower submit examples/watch-lstm-fleet.toml --server fleet.example.org:8000
+    --credentials fleet/
+
+    To follow a run again, or go on with one that was stopped: wildflower submit runs/ID --resume
+    """
+    from deploy.fleet.remote import Remote
+
+    screen = console(stderr=as_json)
+    folder = _resumed(config, settings, out) if resume else None
+    address = server or (_submission(folder).server if folder else None)
+    connection = connection_of(address, ca, token, credentials, insecure)
+    with Remote(connection) as remote:
+        if folder is None:
+            folder = _submitted(remote, config, settings or [], out)
+            offset = 0
+        else:
+            offset = _taken_up(remote, folder)
+        screen.print(f"{_submission(folder).run}: run folder {folder}", markup=False)
+        if follow:
+            _follow(remote, folder, offset, as_json)
+    _tell(folder, follow, as_json)
+
+
+def _resumed(config: Path, settings: list[str] | None, out: Path | None) -> Path:
+    if settings:
+        raise InputError("-s does not go with --resume: a run goes on as it was submitted")
+    if out is not None and out.absolute() != config.absolute():
+        raise InputError(f"--out {out}: contradicts --resume of the run in {config}")
+    _submission(config)
+    return config
+
+
+def _submission(folder: Path) -> Submission:
+    from deploy.fleet.submit import read_submission
+
+    return read_submission(folder)
+
+
+def _submitted(remote: Remote, config: Path, settings: list[str], out: Path | None) -> Path:
+    from deploy.fleet.submit import new_run_id, submit
+
+    resolved = read_config(config, settings)
+    run = new_run_id(resolved.name)
+    folder = out or Path("runs") / run
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: already exists; choose another --out")
+    submit(remote, resolved, run, folder)
+    return folder
+
+
+def _taken_up(remote: Remote, folder: Path) -> int:
+    from deploy.fleet.submit import resume
+
+    return 0 if _is_home(folder) else resume(remote, folder)
+
+
+def _is_home(folder: Path) -> bool:
+    """Whether all of a run is here, so that at most its export is left to do."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        return bool(summary["status"] in ("done", "failed") and (folder / "manifest.json").exists())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _follow(remote: Remote, folder: Path, offset: int, as_json: bool) -> None:
+    from deploy.cli.progress import Display
+    from deploy.fleet.submit import Follower, bring_home, interrupted
+
+    try:
+        with Display(console(stderr=as_json)) as display:
+            if not _is_home(folder):
+                Follower(remote, folder, display, offset=offset).follow()
+                bring_home(remote, folder)
+            _export(folder, display)
+    except KeyboardInterrupt:
+        raise interrupted(folder, _submission(folder)) from None
+
+
+def _export(folder: Path, display: Any) -> None:
+    from deploy.simulate import export_stage
+    from server.run_folder import RunFolder
+
+    found = RunFolder(folder)
+    stage = found.config().export_stage
+    if stage is not None and not (found.summary().get("artefacts") and _is_done(found.summary())):
+        export_stage(found, stage, display)
+
+
+def _is_done(summary: dict[str, Any]) -> bool:
+    return summary.get("status") == "done"
+
+
+def _tell(folder: Path, follow: bool, as_json: bool) -> None:
+    from deploy.cli.simulate import print_summary
+
+    submission = _submission(folder)
+    if follow:
+        summary = json.loads((folder / "summary.json").read_text())
+        if as_json:
+            print_json(summary)
+        else:
+            print_summary(summary, folder)
+    elif as_json:
+        told = {"run": submission.run, "server": submission.server, "folder": str(folder)}
+        print_json(told)
+    else:
+        print(f"`wildflower submit {folder} --resume` follows it")
+
+
+def connection_of(
+    server: str | None,
+    ca: Path | None,
+    token: Path | None,
+    credentials: Path | None,
+    insecure: bool,
+) -> Connection:
+    """Returns the connection that these options name; `InputError` says what is missing."""
+    from deploy.fleet.connection import read_connection
+
+    if server is None:
+        raise InputError("--server HOST:PORT is missing")
+    if credentials is not None:
+        if not credentials.is_dir():
+            raise InputError(f"--credentials {credentials}: there is no such folder")
+        ca = ca or credentials / "ca.pem"
+        own = credentials / "operator.token"
+        token = token or (own if own.exists() else None)
+    return read_connection(server, None if insecure else ca, token, insecure=insecure)
+
+
+def status(
+    server: Server = None,
+    ca: Ca = None,
+    token: Token = None,
+    credentials: Credentials = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the runs of a server, how far they are, and the nodes that it knows.
+
+    Example: wildflower status --server fleet.example.org:8000 --credentials fleet/
+    """
+    from deploy.fleet.remote import Remote
+
+    with Remote(connection_of(server, ca, token, credentials, insecure)) as remote:
+        told = _status_of(remote)
+    if as_json:
+        print_json(told)
+        return
+    columns = ("run", "status", "round ", "MB ")
+    rows = [
+        (run["run"], run["status"], run["round"] or "", f"{run['bytes'] / 1e6:.1f}")
+        for run in told["runs"]
+    ]
+    print_table(columns, rows)
+    print()
+    print_table(("node", "status"), [(node["node"], node["status"]) for node in told["nodes"]])
+
+
+def _status_of(remote: Remote) -> dict[str, Any]:
+    latest = {run.run: run for run in remote.flower_runs() if run.run}
+    runs = []
+    for folder in remote.folders():
+        name = str(folder["run"])
+        runs.append({**folder, "status": _status(folder, latest), "round": _round_of(remote, name)})
+    known = {run["run"] for run in runs}
+    runs += [
+        {"run": name, "status": run.status, "round": None, "bytes": 0}
+        for name, run in latest.items()
+        if name not in known
+    ]
+    nodes = [{"node": str(node.id), "status": node.status} for node in remote.nodes()]
+    return {"runs": runs, "nodes": nodes}
+
+
+def _status(folder: dict[str, Any], latest: dict[str, FlowerRun]) -> str:
+    run = latest.get(str(folder["run"]))
+    if run is not None and not run.is_over:
+        return run.status
+    own = str(folder["status"])
+    if own in ("running", "unfinished"):
+        return "stopped" if run is not None and run.ended == "stopped" else "unfinished"
+    return own
+
+
+def _round_of(remote: Remote, run: str) -> str | None:
+    """Returns e.g. `train 3`, from the last line of the metrics that is whole."""
+    lines = remote.read(run, "metrics.jsonl").decode(errors="replace").splitlines()
+    for line in reversed(lines):
+        try:
+            told = json.loads(line)
+            return f"{told['stage']} {told['round']}"
+        except (ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def stop(
+    run: RunId,
+    server: Server = None,
+    ca: Ca = None,
+    token: Token = None,
+    credentials: Credentials = None,
+    insecure: Insecure = False,
+) -> None:
+    """Stop a run at the server; its folder stays, so that it can go on.
+
+    Example: wildflower stop watch-lstm-fleet-1a2b3c4d --server fleet.example.org:8000
+    """
+    from deploy.fleet.remote import Remote
+
+    name, address = _named(run, server)
+    with Remote(connection_of(address, ca, token, credentials, insecure)) as remote:
+        found = [own for own in _runs_of(remote, name) if not own.is_over]
+        if not found:
+            raise InputError(f"{name}: is not running; `wildflower status` tells what is")
+        for own in found:
+            remote.stop(own.id)
+    print(f"{name}: stopped; `wildflower submit runs/{name} --resume` goes on")
+
+
+def logs(
+    run: RunId,
+    server: Server = None,
+    ca: Ca = None,
+    token: Token = None,
+    credentials: Credentials = None,
+    insecure: Insecure = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run is over.")] = False,
+) -> None:
+    """Print what a run's server side said.
+
+    Example: wildflower logs watch-lstm-fleet-1a2b3c4d --server fleet.example.org:8000
+    """
+    from deploy.fleet.remote import Remote
+
+    name, address = _named(run, server)
+    with Remote(connection_of(address, ca, token, credentials, insecure)) as remote:
+        for own in _runs_of(remote, name):
+            for text in remote.logs(own.id):
+                print(text, end="", flush=True)
+                if not follow and not own.is_over:
+                    break  # the first has all that there is; what follows is yet to happen
+
+
+def _named(run: str, server: str | None) -> tuple[str, str | None]:
+    """Returns a run's id and its server; a folder here stands for the run submitted from it."""
+    if os.sep not in run and not Path(run, "submission.json").exists():
+        return run, server
+    submission = _submission(Path(run))
+    return submission.run, server or submission.server
+
+
+def _runs_of(remote: Remote, name: str) -> list[FlowerRun]:
+    found = [own for own in remote.flower_runs() if own.run == name]
+    if not found:
+        raise InputError(f"{name}: the server knows no such run; `wildflower status` tells which")
+    return found

@@ -1,0 +1,235 @@
+"""A run on a fleet, seen from where it was submitted: started, followed, brought home.
+
+The run belongs to the server. What is here is a copy of what a person needs, made when it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from server.event_log import EVENTS, Ended, read_event
+from server.events import Event, Notice, Observer, RoundFinished
+from shared_models.config import Config, to_toml
+from shared_models.errors import InputError, Interrupted, ServerError, one_line
+from shared_models.files import write_atomic, write_json
+
+if TYPE_CHECKING:
+    from deploy.fleet.remote import FlowerRun, Remote
+
+SUBMISSION = "submission.json"
+_LOOK_S = 0.5
+_STATUS_S = 2.0
+_LONGEST_WAIT_S = 15.0
+_MOST_AGAIN = 10
+# What a person needs; the last of them says that all are there.
+_WANTED = re.compile(
+    r"(config\.toml|manifest\.json|metrics\.jsonl|events\.jsonl|[A-Za-z0-9][\w.-]*\.safetensors"
+    r"|client_metrics/[A-Za-z0-9][\w.-]*\.json|summary\.json)",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Where a run is: the server, our own id, and the last of Flower's runs that it had there."""
+
+    server: str
+    run: str
+    flower_run: int
+
+    def save(self, folder: Path) -> None:
+        """Writes it to the run folder; there is nothing secret in it."""
+        write_json(folder / SUBMISSION, asdict(self))
+
+
+def read_submission(folder: Path) -> Submission:
+    """Returns what was submitted into this folder; `InputError` when nothing was."""
+    try:
+        return Submission(**json.loads((folder / SUBMISSION).read_text()))
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: was not submitted: there is no {SUBMISSION} in it; without --resume a "
+            "CONFIG is submitted as a new run"
+        ) from None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder / SUBMISSION}: damaged: {one_line(str(error))}") from None
+
+
+def new_run_id(name: str) -> str:
+    """Returns an id that no other run has."""
+    return f"{name[:60]}-{secrets.token_hex(4)}"
+
+
+def submit(remote: Remote, config: Config, run: str, folder: Path) -> Submission:
+    """Starts a run on the server and makes its folder here."""
+    text = to_toml(config)
+    submission = Submission(remote.connection.address, run, 0)
+    write_atomic(folder / "config.toml", text.encode())
+    submission.save(folder)
+    return _started(remote, submission, text, folder, resume=False)
+
+
+def submit_again(remote: Remote, submission: Submission, folder: Path) -> Submission:
+    """Has the server go on with a run; returns it with the number of Flower's new run."""
+    text = (folder / "config.toml").read_text()
+    return _started(remote, submission, text, folder, resume=True)
+
+
+def _started(
+    remote: Remote, submission: Submission, config: str, folder: Path, *, resume: bool
+) -> Submission:
+    number = remote.start(submission.run, config, resume=resume)
+    started = replace(submission, flower_run=number)
+    started.save(folder)
+    return started
+
+
+class Follower:
+    """Shows a run's events as they are written, until it is done.
+
+    While the server is away it waits. When Flower's run has ended and ours has not, the SuperLink
+    was restarted under it: it is submitted again, and goes on from its last checkpoint.
+    """
+
+    def __init__(self, remote: Remote, folder: Path, observe: Observer, *, offset: int = 0) -> None:
+        self._remote = remote
+        self._folder = folder
+        self._observe = observe
+        self._submission = read_submission(folder)
+        self._offset = offset
+        self._rest = b""
+        self._again = 0
+        self._away = 0
+        self._looked = 0.0
+
+    def follow(self) -> None:
+        """Returns when the run is done; raises `ServerError` with the reason when it failed."""
+        while not self._patiently():
+            time.sleep(min(_LOOK_S * 2 ** min(self._away, 8), _LONGEST_WAIT_S))
+
+    def _patiently(self) -> bool:
+        try:
+            done = self._step()
+        except ServerError as error:
+            if isinstance(error, _Final):
+                raise
+            if not self._away:
+                self._observe(Notice(f"{error}; waiting for it"))
+            self._away += 1
+            return False
+        if self._away:
+            self._observe(Notice(f"{self._remote.connection.address} is back"))
+        self._away = 0
+        return done
+
+    def _step(self) -> bool:
+        if (ended := self._show()) is not None:
+            return self._is_done(ended)
+        if time.monotonic() - self._looked < _STATUS_S and not self._away:
+            return False
+        self._looked = time.monotonic()
+        flower_run = self._remote.flower_run(self._submission.flower_run)
+        if flower_run is not None and not flower_run.is_over:
+            return False
+        if (ended := self._show()) is not None:  # what it wrote just before
+            return self._is_done(ended)
+        self._go_on(flower_run)
+        return False
+
+    def _show(self) -> Ended | None:
+        """Shows what is new; returns how the run that is followed ended, once it has."""
+        for event in self._events():
+            if isinstance(event, Ended):
+                if event.flower_run == str(self._submission.flower_run):
+                    return event
+                continue
+            if isinstance(event, RoundFinished):
+                self._again = 0
+            self._observe(event)
+        return None
+
+    def _events(self) -> Iterator[Event | Ended]:
+        new = self._remote.read(self._submission.run, EVENTS, self._offset)
+        self._offset += len(new)
+        *lines, self._rest = (self._rest + new).split(b"\n")
+        for line in lines:
+            if (event := read_event(line.decode(errors="replace"))) is not None:
+                yield event
+
+    def _is_done(self, ended: Ended) -> bool:
+        if ended.status == "done":
+            return True
+        raise _Final(f"{ended.reason}; {self._how_to_go_on()}")
+
+    def _go_on(self, flower_run: FlowerRun | None) -> None:
+        """Submits the run again; raises where that is of no use, or not wanted."""
+        run, why = self._submission.run, "the server does not know it any more"
+        if flower_run is not None:
+            why = one_line(flower_run.details) or flower_run.ended
+            if flower_run.ended == "stopped":
+                raise _Final(f"{run}: was stopped; {self._how_to_go_on()}")
+            if flower_run.details.startswith("ServerApp failed") and not self._offset:
+                raise _Final(f"{run}: {why}")  # before it had a folder to tell it in
+        if self._again == _MOST_AGAIN:
+            raise _Final(
+                f"{run}: ended {_MOST_AGAIN + 1} times without a new round ({why}); "
+                f"`wildflower logs {run}` tells more; {self._how_to_go_on()}"
+            )
+        time.sleep(min(self._again, _LONGEST_WAIT_S))
+        self._submission = submit_again(self._remote, self._submission, self._folder)
+        self._again += 1
+        self._observe(
+            Notice(f"Flower's run has ended ({why}): submitted again, to go on from its last round")
+        )
+
+    def _how_to_go_on(self) -> str:
+        return f"`wildflower submit {self._folder} --resume` goes on"
+
+
+class _Final(ServerError):
+    """It is over; waiting does not help."""
+
+
+def resume(remote: Remote, folder: Path) -> int:
+    """Has a run go on unless it is at work, or done; returns from which byte of its events on.
+
+    What it told before is passed over where it is started again.
+    """
+    submission = read_submission(folder)
+    told = remote.read(submission.run, EVENTS)
+    flower_run = remote.flower_run(submission.flower_run)
+    at_work = flower_run is not None and not flower_run.is_over
+    lines = told.decode(errors="replace").splitlines()
+    if at_work or Ended("done", str(submission.flower_run)) in map(read_event, lines[-1:]):
+        return 0
+    submit_again(remote, submission, folder)
+    return len(told)
+
+
+def bring_home(remote: Remote, folder: Path) -> None:
+    """Copies what a person needs of a run that is done, each file whole or not at all."""
+    run = read_submission(folder).run
+    files = {path: size for path, size in remote.files(run).items() if _WANTED.fullmatch(path)}
+    for path in sorted(files, key=lambda path: (path == "summary.json", path)):
+        content = remote.read(run, path)
+        if len(content) != files[path]:
+            raise ServerError(
+                f"{run}: {path} came as {len(content)} of {files[path]} bytes; "
+                f"`wildflower submit {folder} --resume` fetches it again"
+            )
+        write_atomic(folder / path, content)
+
+
+def interrupted(folder: Path, submission: Submission) -> Interrupted:
+    """Returns what to tell somebody who stops looking while the run goes on."""
+    return Interrupted(
+        f"interrupted; the run goes on at {submission.server}: `wildflower submit {folder} "
+        f"--resume` follows it again, `wildflower stop {submission.run}` stops it"
+    )
