@@ -18,6 +18,7 @@ from server.device import check_devices
 from server.events import Notice, Observer
 from server.fleet import (
     CLIENT_DEADLINE_S,
+    NODES_TIMEOUT_S,
     Letter,
     call_roll,
     exchange,
@@ -85,14 +86,16 @@ def _config(settings: RunConfig) -> Config:
     return parse_config(str(settings.get("config") or BUILTIN), "run config")
 
 
-def make_transport(grid: Grid, client_deadline_s: float | None = None) -> Transport:
+def make_transport(
+    grid: Grid, client_deadline_s: float | None = None, nodes_timeout_s: float = NODES_TIMEOUT_S
+) -> Transport:
     """Returns the coordinator's view of a grid; a deadline holds where the grid can cut off."""
     engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
     patience = client_deadline_s if getattr(grid, "cuts_off", False) else None
     local = hasattr(grid, "engine")
 
     def hello(enough: Enough) -> Roll:
-        return _hello_here(grid) if local else call_roll(grid, enough)
+        return _hello_here(grid) if local else call_roll(grid, enough, nodes_timeout_s)
 
     def send(kind: str, requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         if not local:

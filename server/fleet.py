@@ -156,7 +156,7 @@ def reason_of(answer: Message) -> str:
 _OURS = {"InputError", "ConfigError", "DataError", "UpdateError", "EngineError"}
 
 
-def call_roll(grid: Grid, enough: Enough, timeout_s: float = NODES_TIMEOUT_S) -> Roll:
+def call_roll(grid: Grid, enough: Enough, timeout_s: float) -> Roll:
     """Asks every node who it is, as they connect, until those that answered are enough.
 
     Who was asked is waited for. After `timeout_s` it goes on with those there are; `RoundError`

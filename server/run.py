@@ -83,13 +83,18 @@ def _run_stage(run: Run, stage: TrainStage, params: Arrays, latest: Checkpoint |
     _write_manifest(run, population)
     if latest is not None and latest.population != population.client_ids:
         raise _changed("clients", len(latest.population), len(population))
+    _require_connected(stage, population, stage.min_clients)
     about = make_stage_run(run.config, stage, run.task, population, run.evaluate)
-    if population.hosts and population.connected < quorum(about):
+    _require_connected(stage, population, quorum(about))
+    return run_stage(run, about, params, latest)
+
+
+def _require_connected(stage: TrainStage, population: Population, quorum: int) -> None:
+    if population.hosts and population.connected < quorum:
         raise RoundError(
             f"stage {stage.name!r}: {population.connected} of {len(population)} clients are "
-            f"connected, the quorum is {quorum(about)}; start more and go on with --resume"
+            f"connected, the quorum is {quorum}; start more and go on with --resume"
         )
-    return run_stage(run, about, params, latest)
 
 
 def _population(run: Run) -> Population:

@@ -11,7 +11,20 @@ import pytest
 
 from deploy.cli import app, run
 
-VERBS = ("simulate", "export", "verify", "models", "doctor", "data list", "data fetch", "data info")
+VERBS = (
+    "simulate",
+    "export",
+    "verify",
+    "models",
+    "doctor",
+    "submit",
+    "status",
+    "stop",
+    "logs",
+    "data list",
+    "data fetch",
+    "data info",
+)
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

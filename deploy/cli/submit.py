@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -264,6 +265,7 @@ def stop(
     token: Token = None,
     credentials: Credentials = None,
     insecure: Insecure = False,
+    as_json: AsJson = False,
 ) -> None:
     """Stop a run at the server; its folder stays, so that it can go on.
 
@@ -278,7 +280,10 @@ def stop(
             raise InputError(f"{name}: is not running; `wildflower status` tells what is")
         for own in found:
             remote.stop(own.id)
-    print(f"{name}: stopped; `wildflower submit runs/{name} --resume` goes on")
+    if as_json:
+        print_json({"run": name, "stopped": len(found)})
+    else:
+        print(f"{name}: stopped; `wildflower submit runs/{name} --resume` goes on")
 
 
 def logs(
@@ -289,6 +294,7 @@ def logs(
     credentials: Credentials = None,
     insecure: Insecure = False,
     follow: Annotated[bool, typer.Option("--follow", help="Go on until the run is over.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print what a run's server side said.
 
@@ -297,12 +303,23 @@ def logs(
     from deploy.fleet.remote import Remote
 
     name, address = _named(run, server)
+    said: list[str] = []
     with Remote(connection_of(address, ca, token, credentials, insecure)) as remote:
-        for own in _runs_of(remote, name):
-            for text in remote.logs(own.id):
+        for text in _said(remote, name, follow=follow):
+            if as_json:
+                said.append(text)
+            else:
                 print(text, end="", flush=True)
-                if not follow and not own.is_over:
-                    break  # the first has all that there is; what follows is yet to happen
+    if as_json:
+        print_json({"run": name, "log": "".join(said)})
+
+
+def _said(remote: Remote, name: str, *, follow: bool) -> Iterator[str]:
+    for own in _runs_of(remote, name):
+        for text in remote.logs(own.id):
+            yield text
+            if not follow and not own.is_over:
+                break  # the first has all that there is; what follows is yet to happen
 
 
 def _named(run: str, server: str | None) -> tuple[str, str | None]:
