@@ -112,7 +112,9 @@ class BareFleet:
         return "\n".join(f"--- {log.name}\n{log.read_text()[-2500:]}" for log in logs)
 
     def kill(self, name: str) -> None:
-        end_tree(self.processes.pop(name).pid)
+        process = self.processes.pop(name)
+        end_tree(process.pid)
+        process.wait(10)
 
     def close(self) -> None:
         for name in list(self.processes):
@@ -126,7 +128,6 @@ def end_tree(pid: int) -> None:
         for own in [*process.children(recursive=True), process]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 own.send_signal(signal.SIGKILL)
-        process.wait(10)
 
 
 def _answers(port: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from shared_models.errors import InputError
@@ -13,7 +14,7 @@ def build_bundle(root: Path = Path(__file__).parents[2]) -> bytes:
     """Returns Flower's bundle (a FAB) of the packages in `root`; equal code gives equal bytes."""
     from flwr.cli.build import build_fab_from_files
 
-    files = {name: root / name for name in ("pyproject.toml", "README.md", "LICENSE")}
+    files = {name: root / name for name in ("pyproject.toml", "README.md")}
     if missing := [name for name, path in files.items() if not path.is_file()]:
         raise InputError(
             f"{root}: no {missing[0]} beside the packages; a run can be submitted from a checkout "
@@ -22,5 +23,7 @@ def build_bundle(root: Path = Path(__file__).parents[2]) -> bytes:
     for package in _PACKAGES:
         own = sorted((root / package).rglob("*.py"))
         files |= {path.relative_to(root).as_posix(): path for path in own}
-    bundle, _ = build_fab_from_files(files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a library that Flower uses
+        bundle, _ = build_fab_from_files(files)
     return bytes(bundle)

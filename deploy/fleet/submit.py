@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from deploy.fleet.remote import FlowerRun, Remote
 
 SUBMISSION = "submission.json"
-_LOOK_S = 0.5
-_STATUS_S = 2.0
-_LONGEST_WAIT_S = 15.0
 _MOST_AGAIN = 10
 # What a person needs; the last of them says that all are there.
 _WANTED = re.compile(
@@ -34,6 +31,18 @@ _WANTED = re.compile(
     r"|client_metrics/[A-Za-z0-9][\w.-]*\.json|summary\.json)",
     re.ASCII,
 )
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often is looked for events and for the state of Flower's run, and how long at most."""
+
+    look_s: float = 0.5
+    status_s: float = 2.0
+    longest_s: float = 15.0
+
+
+_PACE = Pace()
 
 
 @dataclass(frozen=True)
@@ -98,12 +107,21 @@ class Follower:
     was restarted under it: it is submitted again, and goes on from its last checkpoint.
     """
 
-    def __init__(self, remote: Remote, folder: Path, observe: Observer, *, offset: int = 0) -> None:
+    def __init__(
+        self,
+        remote: Remote,
+        folder: Path,
+        observe: Observer,
+        *,
+        offset: int = 0,
+        pace: Pace = _PACE,
+    ) -> None:
         self._remote = remote
         self._folder = folder
         self._observe = observe
         self._submission = read_submission(folder)
         self._offset = offset
+        self._pace = pace
         self._rest = b""
         self._again = 0
         self._away = 0
@@ -112,7 +130,8 @@ class Follower:
     def follow(self) -> None:
         """Returns when the run is done; raises `ServerError` with the reason when it failed."""
         while not self._patiently():
-            time.sleep(min(_LOOK_S * 2 ** min(self._away, 8), _LONGEST_WAIT_S))
+            longer = self._pace.look_s * 2 ** min(self._away, 8)
+            time.sleep(min(longer, self._pace.longest_s))
 
     def _patiently(self) -> bool:
         try:
@@ -124,18 +143,22 @@ class Follower:
                 self._observe(Notice(f"{error}; waiting for it"))
             self._away += 1
             return False
+        self._is_back()
+        return done
+
+    def _is_back(self) -> None:
         if self._away:
             self._observe(Notice(f"{self._remote.connection.address} is back"))
         self._away = 0
-        return done
 
     def _step(self) -> bool:
         if (ended := self._show()) is not None:
             return self._is_done(ended)
-        if time.monotonic() - self._looked < _STATUS_S and not self._away:
+        if time.monotonic() - self._looked < self._pace.status_s and not self._away:
             return False
         self._looked = time.monotonic()
         flower_run = self._remote.flower_run(self._submission.flower_run)
+        self._is_back()
         if flower_run is not None and not flower_run.is_over:
             return False
         if (ended := self._show()) is not None:  # what it wrote just before
@@ -182,7 +205,7 @@ class Follower:
                 f"{run}: ended {_MOST_AGAIN + 1} times without a new round ({why}); "
                 f"`wildflower logs {run}` tells more; {self._how_to_go_on()}"
             )
-        time.sleep(min(self._again, _LONGEST_WAIT_S))
+        time.sleep(min(self._pace.look_s * self._again, self._pace.longest_s))
         self._submission = submit_again(self._remote, self._submission, self._folder)
         self._again += 1
         self._observe(
