@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,simulation,export,edge,bench,dev
 
-.PHONY: env demo test test-all chaos check format bench bench-env clean
+.PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env clean
 
 env: .venv/.installed
 
@@ -16,6 +16,10 @@ env: .venv/.installed
 
 demo: env
 	$(BIN)/wildflower simulate examples/mnist-cnn.toml
+
+# A server and four devices as processes of this machine, with TLS and a key for each.
+demo-fleet: env
+	examples/demo-fleet.sh
 
 test: check
 	$(BIN)/pytest -m "not slow"
@@ -38,6 +42,10 @@ check: env
 format: env
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+# The wire between a ClientApp and its warm trainer.
+proto: env
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. clients/warm/trainer.proto
 
 # Peers whose pins clash with ours live in an environment of their own.
 bench-env: env .venv-pfl/.installed

@@ -28,8 +28,9 @@ from shared_models.arrays import Arrays, roles_of, size_bytes, with_role
 from shared_models.messages import BlockRequest, Hello
 from shared_models.partial import Partial, Row, Sum
 from shared_models.tasks import load_task
+from shared_models.verbs import HELLO, TRAIN_BLOCK
 from shared_models.versions import versions
-from shared_models.wire import HELLO, TRAIN_BLOCK, decode_request, encode_hello, encode_partial
+from shared_models.wire import decode_request, encode_hello, encode_partial
 
 _BLOCK = 10
 

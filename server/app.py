@@ -35,10 +35,8 @@ from server.stage import Transport
 from shared_models.config import BUILTIN, Config, parse_config
 from shared_models.errors import RoundError, UpdateError
 from shared_models.messages import ABSENT, BlockFailure, BlockRequest, Hello, Reply, Send
+from shared_models.verbs import EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
 from shared_models.wire import (
-    EVALUATE_BLOCK,
-    HELLO,
-    TRAIN_BLOCK,
     decode_hello,
     decode_partial,
     encode_broadcast,

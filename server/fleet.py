@@ -21,7 +21,8 @@ from flwr.serverapp import Grid
 from server.population import Enough, Roll, hello_fault
 from shared_models.errors import RoundError, UpdateError, one_line
 from shared_models.messages import ABSENT, BlockFailure, Hello
-from shared_models.wire import HELLO, decode_hello
+from shared_models.verbs import HELLO
+from shared_models.wire import decode_hello
 
 CLIENT_DEADLINE_S = 600.0
 """How long a client may take where the config does not say."""

@@ -16,10 +16,6 @@ from shared_models.errors import UpdateError, one_line
 from shared_models.messages import BlockRequest, Hello
 from shared_models.partial import About, ClientState, Partial, Row, Status, Sum
 
-HELLO = "query.hello"
-TRAIN_BLOCK = "train.block"
-EVALUATE_BLOCK = "evaluate.block"
-
 _RAW = "wildflower.raw"
 _DTYPES = frozenset({"float32", "float64", "float16", "int64", "int32", "uint8", "bool"})
 _P = ParamSpec("_P")

@@ -8,7 +8,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from clients.app import answer_block, answer_hello
-from shared_models.wire import HELLO, TRAIN_BLOCK
+from shared_models.verbs import HELLO, TRAIN_BLOCK
 
 HANGS = 3
 

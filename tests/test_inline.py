@@ -12,7 +12,8 @@ from deploy.engines.inline import InlineGrid
 from server.app import make_transport
 from server.population import hosts_clients
 from shared_models.config import to_toml
-from shared_models.wire import HELLO, decode_hello
+from shared_models.verbs import HELLO
+from shared_models.wire import decode_hello
 from tests.in_memory import config_of
 
 

@@ -35,7 +35,8 @@ from deploy.engines.grid import (
 from deploy.engines.parcel import Buffer, Parcel, pack, unpack
 from deploy.engines.slabs import Notice, Reader, Ticket, Writer, read_notice
 from shared_models.errors import EngineError
-from shared_models.wire import HELLO, decode_hello
+from shared_models.verbs import HELLO
+from shared_models.wire import decode_hello
 
 
 class ClientWorker:

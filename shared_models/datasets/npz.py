@@ -59,7 +59,13 @@ def _split(
     )
 
 
-def _check_examples(path: Path, name: str, x: NDArray[Any]) -> None:
+def check_split(where: str, x: NDArray[Any], y: NDArray[Any]) -> Split:
+    """Returns examples and labels that come from elsewhere; `InputError` when they are unfit."""
+    _check_examples(where, "x", x)
+    return Split(x, _integers(where, "y", y, len(x)))
+
+
+def _check_examples(path: Path | str, name: str, x: NDArray[Any]) -> None:
     if x.ndim < 1 or len(x) == 0 or x.dtype.kind not in "fiub":
         raise InputError(
             f"{path}: {name!r} must be a non-empty array of numbers, got {x.dtype} {x.shape}"
@@ -68,7 +74,7 @@ def _check_examples(path: Path, name: str, x: NDArray[Any]) -> None:
         raise InputError(f"{path}: {name!r} holds NaN or infinite values")
 
 
-def _integers(path: Path, name: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
+def _integers(path: Path | str, name: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
     if values.shape != (length,) or values.dtype.kind not in "iu":
         raise InputError(
             f"{path}: {name!r} must be {length} integers, got {values.dtype} {values.shape}"

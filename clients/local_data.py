@@ -1,0 +1,236 @@
+"""A device's own data: files or a function of its owner's, or a part of a known dataset.
+
+Each hosted client's examples are read once, when the trainer starts. What the run's task takes is
+known only with its config, so that a misfit is the answer to hello.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.answers import OpenHost
+from clients.host import Host, open_host
+from clients.partitions import partition
+from shared_models.config import Config, Data
+from shared_models.datasets.catalog import CATALOG
+from shared_models.datasets.dataset import Dataset, Split
+from shared_models.datasets.images import parse_idx
+from shared_models.datasets.load import check_fit
+from shared_models.datasets.npz import check_split, read_npz
+from shared_models.errors import InputError, one_line
+from shared_models.task import Task
+from shared_models.tasks import load_task
+
+_LABELS = ("label", "y")
+_TABLES = (".csv", ".parquet")
+
+
+@dataclass(frozen=True)
+class Hosting:
+    """Which clients a node hosts, where their data is, and how many threads train them."""
+
+    data: str
+    client_ids: tuple[int, ...]
+    threads: int = 1
+
+    def to_json(self) -> str:
+        """Returns what `from_json` takes."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(text: str) -> Hosting:
+        """Returns what `to_json` was given."""
+        told = json.loads(text)
+        return Hosting(told["data"], tuple(told["client_ids"]), told["threads"])
+
+
+def opened_by(hosting: Hosting) -> OpenHost:
+    """Returns how a run's config opens this node; reads its own data first.
+
+    Raises `InputError` that names the file and the client.
+    """
+    if hosting.data in CATALOG:
+        return functools.partial(_open_part, hosting)
+    return functools.partial(_open_own, hosting.client_ids, read_own(hosting))
+
+
+def read_own(hosting: Hosting) -> Split:
+    """Returns the examples of all hosted clients, each with its client's id."""
+    shared = "{client}" not in hosting.data and not _is_function(hosting.data)
+    if shared and len(hosting.client_ids) > 1:
+        return _of_clients(_read(hosting.data), hosting)
+    splits = [_read_client(hosting.data, client_id) for client_id in hosting.client_ids]
+    if len({np.asarray(split.x).shape[1:] for split in splits}) > 1:
+        raise InputError(f"--data {hosting.data}: clients' examples differ in shape")
+    return Split(
+        np.concatenate([np.asarray(split.x) for split in splits]),
+        np.concatenate([split.y for split in splits]),
+        np.repeat(hosting.client_ids, [len(split) for split in splits]),
+    )
+
+
+def _of_clients(split: Split, hosting: Hosting) -> Split:
+    if split.client_id is None:
+        raise InputError(
+            f"--data {hosting.data}: one file for {len(hosting.client_ids)} clients; put "
+            "{client} where its name has the client's id, or an array 'client_id' into the .npz"
+        )
+    own = np.isin(split.client_id, hosting.client_ids)
+    if missing := sorted(set(hosting.client_ids) - set(split.client_id[own].tolist())):
+        raise InputError(f"--data {hosting.data}: has no examples of client {missing[0]}")
+    return Split(np.asarray(split.x[own]), split.y[own], split.client_id[own])
+
+
+def _read_client(data: str, client_id: int) -> Split:
+    if _is_function(data):
+        return _call(data, client_id)
+    return _read(data.replace("{client}", str(client_id)))
+
+
+def _is_function(data: str) -> bool:
+    module, colon, name = data.partition(":")
+    return bool(colon) and module.replace(".", "").isidentifier() and name.isidentifier()
+
+
+def _call(data: str, client_id: int) -> Split:
+    """Returns what a user's function says a client owns."""
+    module, _, name = data.partition(":")
+    where = f"--data {data}: client {client_id}"
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # of the folder in which the client was started
+    try:
+        x, y = getattr(importlib.import_module(module), name)(client_id)
+    except Exception as error:  # it is somebody else's code
+        raise InputError(f"{where}: {one_line(f'{type(error).__name__}: {error}')}") from None
+    return check_split(where, np.asarray(x), np.asarray(y))
+
+
+def _read(data: str) -> Split:
+    path = Path(data).expanduser()
+    if path.suffix == ".npz":
+        return read_npz(path).train
+    if not path.exists():
+        known = "an .npz, a .csv or .parquet file, a folder, module:function or a dataset's name"
+        raise InputError(f"--data {data}: there is no such file or folder; expected {known}")
+    if path.is_file():
+        return _of_tables(path, [path])
+    if idx := sorted(path.glob("*-ubyte")):
+        return _of_idx(path, idx)
+    return _of_tables(path, sorted(p for p in path.iterdir() if p.suffix in _TABLES))
+
+
+def _of_idx(folder: Path, files: Sequence[Path]) -> Split:
+    """Reads MNIST's naming: of several pairs the one that trains."""
+    images = [path for path in files if "images" in path.name]
+    labels = [path for path in files if "labels" in path.name]
+    for kind, found in (("images", images), ("labels", labels)):
+        if not found:
+            raise InputError(f"{folder}: has no idx file of {kind}")
+    first = next((path for path in images if path.name.startswith("train")), images[0])
+    second = folder / first.name.replace("images", "labels").replace("idx3", "idx1")
+    if second not in labels:
+        raise InputError(f"{folder}: has no labels {second.name} for {first.name}")
+    x, y = (parse_idx(path.read_bytes(), str(path)) for path in (first, second))
+    return check_split(str(folder), x, y.astype(np.int64))
+
+
+def _of_tables(path: Path, files: Sequence[Path]) -> Split:
+    if not files:
+        raise InputError(f"{path}: has no .csv, .parquet or idx files")
+    tables = [_table(file) for file in files]
+    if len({x.shape[1] for x, _ in tables}) > 1:
+        raise InputError(f"{path}: its files differ in their number of columns")
+    x, y = (np.concatenate(parts) for parts in zip(*tables, strict=True))
+    return check_split(str(path), x, y)
+
+
+def _table(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Returns the features, in the order of their columns, and the labels of a table's rows."""
+    columns = _parquet(path) if path.suffix == ".parquet" else _csv(path)
+    label = next((name for name in _LABELS if name in columns), None)
+    if label is None:
+        raise InputError(f"{path}: has no column 'label' or 'y' (found: {', '.join(columns)})")
+    try:
+        y = np.asarray(columns.pop(label), np.float64)
+        x = np.stack([np.asarray(column, np.float32) for column in columns.values()], axis=1)
+    except ValueError as error:
+        raise InputError(f"{path}: not a table of numbers: {one_line(str(error))}") from None
+    if (y % 1).any():
+        raise InputError(f"{path}: column {label!r} must hold whole numbers")
+    return x, y.astype(np.int64)
+
+
+def _csv(path: Path) -> dict[str, Any]:
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    if len(rows) < 2:
+        raise InputError(f"{path}: has no rows below its header")
+    header, *rows = rows
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise InputError(f"{path}: line {number} has {len(row)} values, not {len(header)}")
+    return dict(zip(header, zip(*rows, strict=True), strict=True))
+
+
+def _parquet(path: Path) -> dict[str, Any]:
+    try:
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise InputError(f"{path}: to read Parquet, `pip install pyarrow`") from None
+    try:
+        table = pq.read_table(path)
+    except Exception as error:  # a damaged file raises anything
+        raise InputError(f"{path}: not a Parquet file: {one_line(str(error))}") from None
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def _open_part(hosting: Hosting, config: Config) -> Host:
+    """Returns a node that has, of a known dataset, what the run's config deals to its clients."""
+    data = config.data.model_copy(update={"name": hosting.data, "root": None})
+    whole = open_host(config.model_copy(update={"data": data}))
+    if strangers := sorted(set(hosting.client_ids) - set(whole.client_ids)):
+        ids = f"{min(whole.client_ids)} to {max(whole.client_ids)}"
+        raise InputError(
+            f"client {strangers[0]}: --data {hosting.data} has clients {ids} as this run deals it"
+        )
+    return replace(whole, client_ids=hosting.client_ids, shared=False)
+
+
+def _open_own(client_ids: tuple[int, ...], own: Split, config: Config) -> Host:
+    task = load_task(config.task)
+    split = _windowed(own, task)
+    dataset = Dataset("the device's own data", split, None)
+    check_fit(task, dataset.name, split)
+    dealt = partition(split, Data(partition="natural"), config.seed)
+    return Host(config, task, dataset, dealt, client_ids, shared=False)
+
+
+def _windowed(split: Split, task: Task) -> Split:
+    """Returns rows as windows, where the task takes several rows with one label as one example."""
+    x, owner = np.asarray(split.x), split.client_id
+    if (
+        owner is None
+        or x.ndim != 2
+        or task.input.fits(x.shape[1:])
+        or x.shape[1:] != task.input.shape[-1:]
+    ):
+        return split
+    steps = int(np.prod(task.input.shape[:-1]))
+    columns = [column.reshape(-1, steps) for column in (split.y, owner) if len(x) % steps == 0]
+    if not columns or any((column != column[:, :1]).any() for column in columns):
+        raise InputError(
+            f"{len(x)} rows cannot be cut into windows of {steps} rows with one label each"
+        )
+    y, client_id = (column[:, 0] for column in columns)
+    return Split(x.reshape(-1, *task.input.shape), y, client_id)

@@ -1,0 +1,63 @@
+"""The ClientApp's side: hands a message over and waits for its answer, but not for ever."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+
+import grpc
+from flwr.app import RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+
+from clients.warm.protocol import METHOD, VERSION, cut, join
+from clients.warm.trainer_pb2 import Chunk, Header
+from shared_models.errors import WildflowerError
+from shared_models.verbs import HELLO
+
+CLIENT_DEADLINE_S = 600.0
+
+
+class TrainerFailed(WildflowerError):
+    """The trainer gave no answer; the message is what the server records of this client."""
+
+
+def ask(address: str, verb: str, config: str, content: RecordDict) -> RecordDict:
+    """Returns the warm trainer's answer; raises `TrainerFailed` with the reason for the server."""
+    header = Header(version=VERSION, verb=verb, config=config)
+    data: bytes = recorddict_to_proto(content).SerializeToString()
+    patience = patience_s(verb, config, content)
+    with grpc.insecure_channel(address) as channel:
+        call = channel.stream_stream(
+            METHOD,
+            request_serializer=Chunk.SerializeToString,
+            response_deserializer=Chunk.FromString,
+        )
+        try:
+            _, answer = join(_received(call(cut(header, data), timeout=patience)))
+        except grpc.RpcError as error:
+            raise TrainerFailed(_reason(error, patience)) from None
+    return recorddict_from_proto(ProtoRecordDict.FromString(answer))
+
+
+def _received(answers: Iterator[Chunk]) -> Iterator[Chunk]:
+    yield from answers
+
+
+def patience_s(verb: str, config: str, content: RecordDict) -> float:
+    """Returns how long an answer may take: the config's deadline for each client of the block."""
+    told = tomllib.loads(config).get("client_deadline_s") if config else None
+    each = float(told) if told else CLIENT_DEADLINE_S
+    if verb == HELLO:
+        return max(each, CLIENT_DEADLINE_S)  # data is loaded then
+    ids = content.config_records["request"]["client_ids"]
+    return each * max(len(ids), 1) if isinstance(ids, list) else each
+
+
+def _reason(error: grpc.RpcError, patience: float) -> str:
+    code, details = error.code(), error.details()
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return f"training hung for {patience:g} s; its trainer was ended and started anew"
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return "the device's trainer is not there; `wildflower client` is what starts it"
+    return str(details)

@@ -1,0 +1,48 @@
+"""How a message and its answer travel in pieces, and what the ends agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from clients.warm.trainer_pb2 import Chunk, Header
+from shared_models.errors import WildflowerError
+
+VERSION = 1
+METHOD = "/wildflower.trainer.v1.Trainer/Answer"
+SERVICE = "wildflower.trainer.v1.Trainer"
+PIECE_BYTES = 2**20
+MOST_BYTES = 512 * 2**20
+
+
+class TooLarge(WildflowerError):
+    """A message is larger than the two ends agreed on."""
+
+
+def cut(header: Header, data: bytes) -> Iterator[Chunk]:
+    """Yields a message in pieces; the first has the header."""
+    if len(data) > MOST_BYTES:
+        raise TooLarge(_too_large(len(data)))
+    header.total_bytes = len(data)
+    yield Chunk(header=header, data=data[:PIECE_BYTES])
+    for start in range(PIECE_BYTES, len(data), PIECE_BYTES):
+        yield Chunk(data=data[start : start + PIECE_BYTES])
+
+
+def join(chunks: Iterable[Chunk]) -> tuple[Header, bytes]:
+    """Returns a message's header and bytes; raises `TooLarge` as soon as there are too many.
+
+    >>> join(cut(Header(verb="query.hello"), b"hello"))[1]
+    b'hello'
+    """
+    header, data = Header(), bytearray()
+    for place, chunk in enumerate(chunks):
+        if place == 0:
+            header = chunk.header
+        data += chunk.data
+        if max(len(data), header.total_bytes) > MOST_BYTES:
+            raise TooLarge(_too_large(max(len(data), header.total_bytes)))
+    return header, bytes(data)
+
+
+def _too_large(size: int) -> str:
+    return f"a message of {size} bytes; a trainer takes {MOST_BYTES} at most"

@@ -1,0 +1,135 @@
+"""The service beside a SuperNode: a Unix socket for this user, one worker behind it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from clients.warm.process import Died, Refused, WorkerProcess
+from clients.warm.protocol import METHOD, SERVICE, VERSION, TooLarge, cut, join
+from clients.warm.trainer_pb2 import Chunk, Header
+from shared_models.verbs import TRAIN_BLOCK
+
+_WHEN_S = 10.0
+_CALLS = 4  # one trains; the others wait, or ask after its health
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a training may take, and the command that says whether it may begin."""
+
+    memory_mb: int | None = None
+    when: str | None = None
+
+
+class TrainerService:
+    """Answers messages one after another; a context manager."""
+
+    def __init__(self, place: Path, hosting_json: str, log: Path, limits: Limits) -> None:
+        self._hosting_json, self._log, self._limits = hosting_json, log, limits
+        self._busy = threading.Lock()
+        self._health = health.HealthServicer()
+        self._start()
+        self._server = grpc.server(ThreadPoolExecutor(_CALLS))
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._answer,
+            request_deserializer=Chunk.FromString,
+            response_serializer=Chunk.SerializeToString,
+        )
+        name = METHOD.rsplit("/", 1)[1]
+        handlers = grpc.method_handlers_generic_handler(SERVICE, {name: handler})
+        self._server.add_generic_rpc_handlers((handlers,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        _bind(self._server, place)
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(grace=None).wait()
+        self._worker.kill()
+
+    @property
+    def worker_pid(self) -> int:
+        """The process id of the worker at the moment."""
+        return self._worker.pid
+
+    def _start(self) -> None:
+        self._tell(is_ready=False)
+        self._worker = WorkerProcess(self._hosting_json, self._log, self._limits.memory_mb)
+        threading.Thread(target=self._wait_for, args=(self._worker,), daemon=True).start()
+
+    def _wait_for(self, worker: WorkerProcess) -> None:
+        with self._busy:
+            try:
+                worker.wait(lambda: worker is self._worker)
+            except (Died, OSError, ValueError):
+                return  # who asks next is told
+        self._tell(is_ready=True)
+
+    def _tell(self, *, is_ready: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        self._health.set("", status.SERVING if is_ready else status.NOT_SERVING)
+
+    def _answer(self, chunks: Iterator[Chunk], context: Any) -> Iterator[Chunk]:
+        try:
+            header, data = join(chunks)
+        except TooLarge as error:
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        if header.version != VERSION:
+            told = f"the trainer speaks version {VERSION}, the app version {header.version}"
+            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"{told}: update the older one")
+        if header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
+            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, no)
+        with self._busy:
+            answer = self._asked(Chunk(header=header, data=data), context)
+        yield from cut(Header(version=VERSION, verb=header.verb), answer)
+
+    def _asked(self, message: Chunk, context: Any) -> bytes:
+        try:
+            return self._worker.ask(message.SerializeToString(), context.is_active)
+        except Refused as error:
+            _abort(context, grpc.StatusCode.INTERNAL, str(error))
+        except Died as error:
+            self._worker.kill()
+            self._start()
+            _abort(context, grpc.StatusCode.ABORTED, f"{error}; it is started anew")
+
+
+def _abort(context: Any, code: grpc.StatusCode, details: str) -> NoReturn:
+    context.abort(code, details)
+    raise AssertionError("abort raises")
+
+
+def _refusal(when: str | None) -> str | None:
+    """Returns why now is no time to train, or None."""
+    if when is None:
+        return None
+    try:
+        done = subprocess.run(shlex.split(when), capture_output=True, timeout=_WHEN_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not now: `{when}` did not answer within {_WHEN_S:.0f} s"
+    except OSError as error:
+        return f"not now: `{when}` cannot be run: {error.strerror}"
+    return f"not now: `{when}` said no (exit {done.returncode})" if done.returncode else None
+
+
+def _bind(server: grpc.Server, place: Path) -> None:
+    """Opens the socket for this user alone."""
+    place.unlink(missing_ok=True)
+    before = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{place}")
+    finally:
+        os.umask(before)

@@ -1,0 +1,66 @@
+"""The process that stays warm: `python -m clients.warm.worker DESCRIPTOR HOSTING`.
+
+It reads frames from the socket with this descriptor, answers each, and ends with its service.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+
+from clients.warm.frames import Closed, receive_frame, send_frame
+from clients.warm.trainer_pb2 import Chunk
+
+READY, DONE, FAILED = b"r", b"d", b"f"
+
+
+def main(descriptor: int, hosting_json: str) -> None:
+    """Answers until the service is gone."""
+    _end_with(os.getppid())
+    end = socket.socket(fileno=descriptor)
+    import torch
+    from flwr.app import RecordDict
+    from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+    from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+
+    from clients.answers import answer
+    from clients.local_data import Hosting, opened_by
+
+    hosting = Hosting.from_json(hosting_json)
+    torch.set_num_threads(hosting.threads)
+    open_ = opened_by(hosting)
+
+    def answered(frame: bytes) -> bytes:
+        chunk = Chunk.FromString(frame)
+        content: RecordDict = recorddict_from_proto(ProtoRecordDict.FromString(chunk.data))
+        try:
+            made = answer(chunk.header.verb, chunk.header.config, content, open_)
+        except Exception as error:  # whatever it is, the server is to know, and the next may do
+            return FAILED + f"{type(error).__name__}: {error}".encode()
+        packed: bytes = recorddict_to_proto(made).SerializeToString()
+        return DONE + packed
+
+    send_frame(end, READY)
+    while True:
+        send_frame(end, answered(receive_frame(end)))
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, even in the middle of a training."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    try:
+        main(int(sys.argv[1]), sys.argv[2])
+    except Closed:
+        sys.exit(0)

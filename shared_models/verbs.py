@@ -1,0 +1,7 @@
+"""What a message asks of a node, in Flower's form `type.action`."""
+
+from __future__ import annotations
+
+HELLO = "query.hello"
+TRAIN_BLOCK = "train.block"
+EVALUATE_BLOCK = "evaluate.block"
