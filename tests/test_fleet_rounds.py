@@ -273,7 +273,7 @@ def test_flowers_own_runtime_carries_a_run_into_the_servers_folder(tmp_path: Pat
         config = DIGITS.replace("rounds = 4", "rounds = 2")
         number = processes.submit(config=config, run="digits-1")
         events = processes.state / "runs" / "digits-1" / "events.jsonl"
-        processes.wait(lambda: events.exists() and '"done"' in events.read_text(), 150)
+        processes.wait(lambda: events.exists() and '"event": "done"' in events.read_text(), 150)
     finally:
         processes.close()
     folder = RunFolder(events.parent)
