@@ -14,7 +14,7 @@ from typing import Annotated
 import click
 import typer
 
-from deploy.cli import data, doctor, export, models, simulate, submit
+from deploy.cli import data, doctor, export, models, server, simulate, submit
 from shared_models.errors import Interrupted, WildflowerError
 
 app = typer.Typer(
@@ -53,6 +53,7 @@ app.command()(submit.status)
 app.command()(submit.stop)
 app.command()(submit.logs)
 app.add_typer(data.app, name="data")
+app.add_typer(server.app, name="server")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -1,0 +1,189 @@
+"""`wildflower server`: make one, run it, say who may connect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.output import AsJson, print_json, print_table
+from deploy.fleet.connection import is_loopback
+from shared_models.errors import InputError
+
+if TYPE_CHECKING:
+    from deploy.fleet.home import ServerHome
+
+app = typer.Typer(help="Make and run a fleet's server; add its clients.", no_args_is_help=True)
+
+_State = Annotated[Path, typer.Option("--state", help="The server's state folder.")]
+
+
+@app.command("init")
+def init(
+    state: _State,
+    name: Annotated[
+        list[str] | None, typer.Option(help="A host name or IP address of it; may be repeated.")
+    ] = None,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="A new server certificate under the same CA.")
+    ] = False,
+    days: Annotated[int, typer.Option(help="How long the certificate lasts.", min=1)] = 365,
+    as_json: AsJson = False,
+) -> None:
+    """Make a CA, the server's certificate and the operator's token.
+
+    Names are what devices and operators call the server; localhost and 127.0.0.1 are always in.
+    The CA's key signs nothing but `--renew`: you may keep it away from the server till then.
+
+    Example: wildflower server init --state server --name fleet.example.org --name 192.168.1.10
+    """
+    from deploy.fleet.home import create_home, renew_certificate
+
+    home = _home(state)
+    names = name or []
+    if renew:
+        names = renew_certificate(home, names, days)
+    else:
+        create_home(home, names, days)
+    if as_json:
+        files = {"ca": home.ca, "certificate": home.certificate, "token_file": home.token_file}
+        print_json({"names": names, **{key: str(path) for key, path in files.items()}})
+    else:
+        print(_renewed(home, names) if renew else _next_steps(home, names))
+
+
+@app.command("start")
+def start(
+    state: _State,
+    host: Annotated[
+        str | None, typer.Option(help="The address to listen on [default: all; --insecure: none].")
+    ] = None,
+    port: Annotated[int, typer.Option(help="The one port of everything.", min=1, max=65535)] = 8000,
+    health_port: Annotated[
+        int | None, typer.Option(help="gRPC's health service, on loopback.", min=1, max=65535)
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Without TLS and node keys; on loopback only.")
+    ] = False,
+) -> None:
+    """Run the server until Ctrl-C; whatever it started ends with it.
+
+    A SuperLink that dies is started anew on the same state. What Flower says is in superlink.log.
+
+    Example: wildflower server start --state server --port 8000
+    """
+    from deploy.fleet.server import Listen, serve
+
+    home = _home(state)
+    listen = Listen(host or "0.0.0.0", port, health_port, insecure)  # noqa: S104
+    if insecure and is_loopback(listen.host):
+        print("--insecure: no TLS and, as Flower ties them together, no node keys", flush=True)
+    serve(home, listen, lambda line: print(line, flush=True))
+
+
+@app.command("add-client")
+def add_client_(
+    name: str,
+    state: _State,
+    public_key: Annotated[
+        Path | None, typer.Option(help="A key that the device made itself (OpenSSH or PEM).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the device's files go [default: ./NAME].")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a device in: make a key pair for it, or take its public key.
+
+    OUT gets client.key and ca.pem, which the device needs; move them there, keep no copy.
+
+    Example: wildflower server add-client watch-1 --state server --out watch-1
+    """
+    from deploy.fleet.node_keys import make_node_key, read_public_key
+    from deploy.fleet.registry import add_client, require_name, write_credentials
+
+    home = _home(state)
+    home.require()
+    require_name(name)
+    folder = None if public_key and out is None else (out or Path(name))
+    if folder is not None and public_key is None and (folder / "client.key").exists():
+        raise InputError(f"{folder / 'client.key'}: exists already; choose another --out")
+    private = None
+    if public_key is None:
+        pair = make_node_key(name)
+        public, private = pair.public, pair.private
+    else:
+        public = read_public_key(public_key, name)
+    written = [] if folder is None else write_credentials(home, folder, private)
+    try:
+        change = add_client(home, name, public)
+    except BaseException:
+        if folder is not None and private is not None:
+            (folder / "client.key").unlink()
+        raise
+    if as_json:
+        files = [str(path) for path in written]
+        print_json({"name": name, "registered": change is not None, "files": files})
+        return
+    when = "now" if change else "when the server starts"
+    copy = f"; copy to the device: {', '.join(map(str, written))}" if written else ""
+    print(f"client {name!r} may connect {when}{copy}")
+
+
+@app.command("list-clients")
+def list_clients(state: _State, as_json: AsJson = False) -> None:
+    """List who may connect, and who is there.
+
+    Example: wildflower server list-clients --state server
+    """
+    from deploy.fleet.registry import describe_clients
+
+    rows = describe_clients(_home(state))
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("client", "status", "last seen", "node")
+    print_table(
+        columns,
+        [(r["name"], r["status"], r["last_seen"] or "", r["node_id"] or "") for r in rows],
+    )
+
+
+@app.command("remove-client")
+def remove_client_(name: str, state: _State, as_json: AsJson = False) -> None:
+    """Shut a device out; its key is never let in again.
+
+    Example: wildflower server remove-client watch-1 --state server
+    """
+    from deploy.fleet.registry import remove_client
+
+    change = remove_client(_home(state), name)
+    if as_json:
+        print_json({"name": name, "unregistered": change is not None})
+    else:
+        print(f"client {name!r} is shut out {'now' if change else 'when the server starts'}")
+
+
+def _home(state: Path) -> ServerHome:
+    from deploy.fleet.home import ServerHome
+
+    return ServerHome(state.absolute())
+
+
+def _next_steps(home: ServerHome, names: list[str]) -> str:
+    server = names[0] if names else "127.0.0.1"
+    return (
+        f"a server was made in {home.path}, for {', '.join(['localhost', '127.0.0.1', *names])}\n"
+        f"start it:           wildflower server start --state {home.path}\n"
+        f"let a device in:    wildflower server add-client NAME --state {home.path} --out NAME\n"
+        f"  on the device:    wildflower client --server {server}:8000 --credentials NAME ...\n"
+        f"submit from afar:   copy {home.ca.name} and {home.token_file.name} there (the token is a "
+        "secret)\n"
+        f"keep {home.ca_key.name} safe, or elsewhere: it is only needed to renew the certificate"
+    )
+
+
+def _renewed(home: ServerHome, names: list[str]) -> str:
+    covered = ", ".join(["localhost", "127.0.0.1", *names])
+    return f"{home.certificate}: renewed, for {covered}; restart the server to use it"

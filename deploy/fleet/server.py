@@ -1,0 +1,339 @@
+"""A server that stays up: starts the SuperLink, and anew when it dies; ends all that it began.
+
+The process that runs this holds a lock on the state folder, adopts what its children leave behind
+and never ends before them. If it is killed itself, they notice and end (`superlink.end_with_parent`
+and Flower's own watching of parents).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+
+from deploy.fleet.certificates import belong_together, covers, expiry
+from deploy.fleet.connection import answered, is_loopback, join_address, open_control, open_http
+from deploy.fleet.home import Running, ServerHome
+from deploy.fleet.processes import adopt_orphans, end_descendants, reap
+from deploy.fleet.registry import Change, client_names, reconcile, retired
+from deploy.fleet.superlink import STATE_VARIABLE
+from shared_models.errors import InputError, Interrupted, ServerError, WildflowerError, one_line
+from shared_models.files import locked
+
+START_S = 120.0
+STOP_S = 10.0
+LARGEST_LOG_BYTES = 20_000_000
+_LONGEST_BACKOFF_S = 30.0
+_STABLE_S = 60.0
+_WARN_DAYS = 30
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a server listens.
+
+    Attributes:
+        host: An address of this machine, 0.0.0.0 for all.
+        port: The one port of Flower and of the doors.
+        health_port: On loopback, gRPC's health service; None for none.
+        insecure: Without TLS and node keys, for this machine alone.
+    """
+
+    host: str = "0.0.0.0"  # noqa: S104  a server is there to be reached
+    port: int = 8000
+    health_port: int | None = None
+    insecure: bool = False
+
+
+def serve(home: ServerHome, listen: Listen, say: Say) -> None:
+    """Runs the server until SIGTERM (returns) or Ctrl-C (`Interrupted`).
+
+    Raises `InputError` when the folder, the certificate, the port or another server forbids it, and
+    `ServerError` when the SuperLink does not come up at all.
+    """
+    check(home, listen)
+    with _held(home), _signals() as stop:
+        for host, port in _sockets(listen):
+            require_free(host, port)
+        _warn(home, listen, say)
+        adopt_orphans()
+        try:
+            _Supervisor(home, listen, say, stop).run()
+        finally:
+            end_descendants(STOP_S)
+            reap()
+            with contextlib.suppress(OSError):
+                home.note(None)
+        if stop.interrupted:
+            raise Interrupted("the server was stopped")
+        say("stopped")
+
+
+def check(home: ServerHome, listen: Listen) -> None:
+    """Raises `InputError` for what can be seen to be wrong before anything is started."""
+    home.require()
+    if listen.insecure:
+        if not is_loopback(listen.host):
+            raise InputError(
+                f"--insecure --host {listen.host}: without TLS a server may only listen on "
+                "this machine; add --host 127.0.0.1, or leave out --insecure"
+            )
+        return
+    renew = _renewal(home)
+    if expiry(home.certificate) <= dt.datetime.now(dt.UTC):
+        ended = expiry(home.certificate).date()
+        raise InputError(f"{home.certificate}: expired on {ended}; make a new one: {renew}")
+    if not belong_together(home.certificate, home.key):
+        raise InputError(f"{home.key}: is not the key of server.pem; make new ones: {renew}")
+    if not _is_wildcard(listen.host) and not covers(home.certificate, listen.host):
+        raise InputError(
+            f"--host {listen.host} is not a name in {home.certificate}: {renew} "
+            f"--name {listen.host}"
+        )
+
+
+def require_free(host: str, port: int) -> None:
+    """Raises `InputError` unless the address can be listened on."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise InputError(
+                f"{join_address(host, port)}: cannot be listened on: {reason}; choose another port "
+                "or --host"
+            ) from None
+
+
+class _Stop:
+    """Whether and how the server was asked to stop."""
+
+    def __init__(self) -> None:
+        self.interrupted = False
+        self._asked = threading.Event()
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        self.interrupted = self.interrupted or number == signal.SIGINT
+        self._asked.set()
+
+    def within(self, seconds: float) -> bool:
+        """Waits at most so long; returns whether the server was asked to stop."""
+        return self._asked.wait(seconds)
+
+
+class _Supervisor:
+    """One SuperLink after the other, until it is stopped."""
+
+    def __init__(self, home: ServerHome, listen: Listen, say: Say, stop: _Stop) -> None:
+        self._home = home
+        self._listen = listen
+        self._say = say
+        self._stop = stop
+        self._running = Running(os.getpid(), listen.host, listen.port, listen.insecure)
+        self._connection = home.connection(self._running)
+
+    def run(self) -> None:
+        """Returns when it was asked to stop."""
+        backoff = 1.0
+        first = True
+        while not self._stop.within(0):
+            begun = time.monotonic()
+            self._note(self._running)
+            process = _start(self._home, self._listen)
+            code = self._watch(process, first=first)
+            if code is None:
+                return
+            first = False
+            end_descendants(grace_s=2)  # what it left: SuperExec, ServerApps
+            reap()
+            backoff = 1.0 if time.monotonic() - begun > _STABLE_S else backoff
+            self._say(f"the SuperLink ended ({_ending(code)}); it is started anew in {backoff:g} s")
+            self._stop.within(backoff)
+            backoff = min(2 * backoff, _LONGEST_BACKOFF_S)
+
+    def _watch(self, process: subprocess.Popen[bytes], *, first: bool) -> int | None:
+        """Returns the exit code when the SuperLink ends, None when the server is to stop."""
+        deadline = time.monotonic() + START_S
+        answers = False
+        while not self._stop.within(0.1 if not answers else 0.5):
+            code = process.returncode = reap().get(process.pid)
+            if code is not None and first and not answers:
+                raise ServerError(f"the SuperLink ended ({_ending(code)}): {_last(self._home.log)}")
+            if code is not None:
+                return code
+            if not answers and (answers := self._answers()):
+                self._begin(process.pid)
+            if not answers and time.monotonic() > deadline:
+                process.kill()
+            _bound(self._home.log)
+        return None
+
+    def _answers(self) -> bool:
+        with (
+            contextlib.suppress(ServerError),
+            answered(self._connection),
+            open_http(self._connection, timeout=5) as http,
+        ):
+            return bool(http.get("/health").status_code == 200)
+        return False
+
+    def _begin(self, pid: int) -> None:
+        self._note(replace(self._running, superlink_pid=pid))
+        scheme = "http" if self._listen.insecure else "https"
+        where = f"{scheme}://{join_address(self._listen.host, self._listen.port)}"
+        known = len(client_names(self._home))
+        clients = "1 client" if known == 1 else f"{known} clients"
+        self._say(f"listening on {where} (SuperLink {pid}), {clients} known")
+        if not self._listen.insecure:
+            self._reconcile()
+
+    def _note(self, running: Running) -> None:
+        try:
+            self._home.note(running)
+        except OSError as error:  # a full disk may have room again later
+            self._say(f"{self._home.notes}: cannot be written: {error.strerror}")
+
+    def _reconcile(self) -> None:
+        try:
+            with answered(self._connection), open_control(self._connection) as control:
+                self._tell(reconcile(self._home, control))
+        except WildflowerError as error:
+            self._say(f"clients could not be registered: {error}")
+
+    def _tell(self, change: Change) -> None:
+        if change.registered:
+            self._say(f"registered {', '.join(change.registered)}")
+        if change.removed:
+            self._say(f"unregistered {change.removed} that have no key in {self._home.clients}")
+        for name in change.retired:
+            self._say(f"client {name!r}: {retired(name)}")
+
+
+def _start(home: ServerHome, listen: Listen) -> subprocess.Popen[bytes]:
+    # Of its own session: a Ctrl-C in the terminal is for us to pass on, in the right order.
+    command = [sys.executable, "-P", "-m", "deploy.fleet.superlink", *_options(home, listen)]
+    with _open_log(home.log) as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_environment(home),
+            umask=0o077,
+            start_new_session=True,
+        )
+
+
+def _options(home: ServerHome, listen: Listen) -> list[str]:
+    options = ["--host", listen.host, "--port", str(listen.port), "--isolation", "subprocess"]
+    options += ["--database", str(home.database), "--disable-runtime-dependency-installation"]
+    if listen.health_port is not None:
+        options += ["--health-server-address", f"127.0.0.1:{listen.health_port}"]
+    if listen.insecure:
+        return [*options, "--insecure"]
+    files = {"ca-certfile": home.ca, "certfile": home.certificate, "keyfile": home.key}
+    for option, path in files.items():
+        options += [f"--ssl-{option}", str(path)]
+    return [*options, "--enable-supernode-auth"]
+
+
+def _environment(home: ServerHome) -> dict[str, str]:
+    # Whom uvicorn believes about where a request comes from is not for the caller to say.
+    inherited = {key: os.environ[key] for key in os.environ if key != "FORWARDED_ALLOW_IPS"}
+    programs = str(Path(sys.executable).parent)  # Flower looks for its own on the path
+    return {
+        **inherited,
+        STATE_VARIABLE: str(home.path.absolute()),
+        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "FLWR_HOME": str(home.flower.absolute()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    }
+
+
+@contextlib.contextmanager
+def _held(home: ServerHome) -> Iterator[None]:
+    for _ in range(5):  # somebody may be looking whether a server runs, for a moment
+        with locked(home.ca) as free:
+            if free:
+                yield
+                return
+        time.sleep(0.1)
+    running = home.running()
+    who = "another process" if running is None else f"process {running.pid}"
+    raise InputError(f"{home.path}: {who} runs a server on this state; stop it first")
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[_Stop]:
+    stop = _Stop()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _warn(home: ServerHome, listen: Listen, say: Say) -> None:
+    left = expiry(home.certificate) - dt.datetime.now(dt.UTC)
+    if not listen.insecure and left.days < _WARN_DAYS:
+        say(f"{home.certificate}: expires in {left.days} days; renew it: {_renewal(home)}")
+
+
+def _renewal(home: ServerHome) -> str:
+    return f"wildflower server init --state {home.path} --renew"
+
+
+def _sockets(listen: Listen) -> list[tuple[str, int]]:
+    health = [] if listen.health_port is None else [("127.0.0.1", listen.health_port)]
+    return [(listen.host, listen.port), *health]
+
+
+def _is_wildcard(host: str) -> bool:
+    return host in ("0.0.0.0", "::")  # noqa: S104  compared, not bound
+
+
+@contextlib.contextmanager
+def _open_log(path: Path) -> Iterator[int]:
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _bound(log: Path) -> None:
+    # Who writes to it keeps it open, so it is copied and emptied, not renamed.
+    if log.stat().st_size > LARGEST_LOG_BYTES:
+        with contextlib.suppress(OSError):  # a full disk: emptying it matters more
+            shutil.copy(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
+
+
+def _last(log: Path) -> str:
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{one_line(lines[-1]) if lines else 'it said nothing'} (see {log})"
+
+
+def _ending(code: int) -> str:
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
