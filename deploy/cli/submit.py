@@ -237,13 +237,12 @@ def _status_of(remote: Remote) -> dict[str, Any]:
 
 
 def _status(folder: dict[str, Any], latest: dict[str, FlowerRun]) -> str:
-    run = latest.get(str(folder["run"]))
+    run, own = latest.get(str(folder["run"])), str(folder["status"])
+    if own not in ("running", "unfinished"):  # how it ended; Flower takes a moment to notice
+        return own
     if run is not None and not run.is_over:
         return run.status
-    own = str(folder["status"])
-    if own in ("running", "unfinished"):
-        return "stopped" if run is not None and run.ended == "stopped" else "unfinished"
-    return own
+    return "stopped" if run is not None and run.ended == "stopped" else "unfinished"
 
 
 def _round_of(remote: Remote, run: str) -> str | None:
