@@ -1,4 +1,4 @@
-"""The whole way: `wildflower server`, Flower's SuperNodes, `submit`, and a SuperLink that is killed.
+"""The whole way: `wildflower server`, SuperNodes, `submit`, and a SuperLink that is killed.
 
 Real processes on loopback, half a minute and more each.
 """
