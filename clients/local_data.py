@@ -9,10 +9,9 @@ from __future__ import annotations
 import csv
 import functools
 import importlib
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from clients.answers import OpenHost
 from clients.host import Host, open_host
+from clients.hosting import Hosting
 from clients.partitions import partition
 from shared_models.config import Config, Data
 from shared_models.datasets.catalog import CATALOG
@@ -34,25 +34,6 @@ from shared_models.tasks import load_task
 
 _LABELS = ("label", "y")
 _TABLES = (".csv", ".parquet")
-
-
-@dataclass(frozen=True)
-class Hosting:
-    """Which clients a node hosts, where their data is, and how many threads train them."""
-
-    data: str
-    client_ids: tuple[int, ...]
-    threads: int = 1
-
-    def to_json(self) -> str:
-        """Returns what `from_json` takes."""
-        return json.dumps(asdict(self))
-
-    @staticmethod
-    def from_json(text: str) -> Hosting:
-        """Returns what `to_json` was given."""
-        told = json.loads(text)
-        return Hosting(told["data"], tuple(told["client_ids"]), told["threads"])
 
 
 def opened_by(hosting: Hosting) -> OpenHost:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 import grpc
 from flwr.app import RecordDict
-from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
+from clients.warm.packing import pack, unpack
 from clients.warm.protocol import METHOD, VERSION, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
 from shared_models.errors import WildflowerError
@@ -25,7 +24,6 @@ class TrainerFailed(WildflowerError):
 def ask(address: str, verb: str, config: str, content: RecordDict) -> RecordDict:
     """Returns the warm trainer's answer; raises `TrainerFailed` with the reason for the server."""
     header = Header(version=VERSION, verb=verb, config=config)
-    data: bytes = recorddict_to_proto(content).SerializeToString()
     patience = patience_s(verb, config, content)
     with grpc.insecure_channel(address) as channel:
         call = channel.stream_stream(
@@ -34,10 +32,10 @@ def ask(address: str, verb: str, config: str, content: RecordDict) -> RecordDict
             response_deserializer=Chunk.FromString,
         )
         try:
-            _, answer = join(_received(call(cut(header, data), timeout=patience)))
+            _, answer = join(_received(call(cut(header, pack(content)), timeout=patience)))
         except grpc.RpcError as error:
             raise TrainerFailed(_reason(error, patience)) from None
-    return recorddict_from_proto(ProtoRecordDict.FromString(answer))
+    return unpack(answer)
 
 
 def _received(answers: Iterator[Chunk]) -> Iterator[Chunk]:

@@ -13,6 +13,7 @@ import time
 
 from clients.warm.frames import Closed, receive_frame, send_frame
 from clients.warm.trainer_pb2 import Chunk
+from shared_models.errors import WildflowerError
 
 READY, DONE, FAILED = b"r", b"d", b"f"
 
@@ -22,12 +23,11 @@ def main(descriptor: int, hosting_json: str) -> None:
     _end_with(os.getppid())
     end = socket.socket(fileno=descriptor)
     import torch
-    from flwr.app import RecordDict
-    from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
-    from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 
     from clients.answers import answer
-    from clients.local_data import Hosting, opened_by
+    from clients.hosting import Hosting
+    from clients.local_data import opened_by
+    from clients.warm.packing import pack, unpack
 
     hosting = Hosting.from_json(hosting_json)
     torch.set_num_threads(hosting.threads)
@@ -35,13 +35,13 @@ def main(descriptor: int, hosting_json: str) -> None:
 
     def answered(frame: bytes) -> bytes:
         chunk = Chunk.FromString(frame)
-        content: RecordDict = recorddict_from_proto(ProtoRecordDict.FromString(chunk.data))
+        header = chunk.header
         try:
-            made = answer(chunk.header.verb, chunk.header.config, content, open_)
+            return DONE + pack(answer(header.verb, header.config, unpack(chunk.data), open_))
+        except WildflowerError as error:
+            return FAILED + str(error).encode()
         except Exception as error:  # whatever it is, the server is to know, and the next may do
             return FAILED + f"{type(error).__name__}: {error}".encode()
-        packed: bytes = recorddict_to_proto(made).SerializeToString()
-        return DONE + packed
 
     send_frame(end, READY)
     while True:

@@ -14,7 +14,7 @@ from typing import Annotated
 import click
 import typer
 
-from deploy.cli import data, doctor, export, models, server, simulate, submit
+from deploy.cli import client, data, doctor, export, models, server, simulate, submit
 from shared_models.errors import Interrupted, WildflowerError
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ app.command()(export.export)
 app.command()(export.verify)
 app.command()(models.models)
 app.command()(doctor.doctor)
+app.command()(client.client)
 app.command()(submit.submit)
 app.command()(submit.status)
 app.command()(submit.stop)

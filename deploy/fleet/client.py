@@ -1,0 +1,244 @@
+"""A device that stays: a warm trainer and a SuperNode, started anew whenever one of them ends.
+
+Whoever runs this may forget it: it goes on trying for as long as it is there, under the same
+identity, and says one line when something changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients.warm.service import Limits, TrainerService
+from deploy.fleet.connection import Connection
+from deploy.fleet.disk import bound_log, prune_apps
+from deploy.fleet.probe import fault_of
+from deploy.fleet.processes import adopt_orphans, end_descendants
+from deploy.fleet.stopping import Stop, stop_on_signals
+from shared_models.errors import InputError, Interrupted, one_line
+from shared_models.files import locked
+
+_MB = 2**20
+_LONGEST_BACKOFF_S = 60.0
+_STABLE_S = 60.0
+_STOP_S = 10.0
+_LONGEST_SOCKET = 100  # bytes; the system's bound on the path of a Unix socket is a little more
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device is started with.
+
+    Attributes:
+        connection: The server.
+        key: The node's private key; None on a server without TLS.
+        state: The folder of this device's own files.
+        hosting_json: Which clients it hosts and where their data is.
+        limits: What a training may take.
+        max_disk_mb: What the state folder may take.
+    """
+
+    connection: Connection
+    key: Path | None
+    state: Path
+    hosting_json: str
+    limits: Limits
+    max_disk_mb: int
+
+    @property
+    def flower_home(self) -> Path:
+        """Where Flower unpacks bundles."""
+        return self.state / "flower"
+
+    @property
+    def log(self) -> Path:
+        """What Flower's processes say."""
+        return self.state / "supernode.log"
+
+    @property
+    def trainer_log(self) -> Path:
+        """What the trainer says."""
+        return self.state / "trainer.log"
+
+
+def run_device(device: Device, say: Say) -> None:
+    """Runs a device until SIGTERM (returns) or Ctrl-C (`Interrupted`)."""
+    with _held(device.state), _socket_place(device.state) as place, stop_on_signals() as stop:
+        adopt_orphans()
+        trainer = TrainerService(place, device.hosting_json, device.trainer_log, device.limits)
+        try:
+            with trainer:
+                _Supervisor(device, place, say, stop).run()
+        finally:
+            end_descendants(_STOP_S)
+        if stop.interrupted:
+            raise Interrupted("the client was stopped")
+        say("stopped")
+
+
+class _Supervisor:
+    """One SuperNode after the other, until it is stopped."""
+
+    def __init__(self, device: Device, place: Path, say: Say, stop: Stop) -> None:
+        self._device, self._place, self._say, self._stop = device, place, say, stop
+        self._told = ""
+
+    def run(self) -> None:
+        """Returns when it was asked to stop."""
+        backoff = 1.0
+        while not self._stop.within(0):
+            began = time.monotonic()
+            fault = fault_of(self._device.connection)
+            if fault is None:
+                fault = self._watch()
+            if fault is None:
+                return
+            backoff = 1.0 if time.monotonic() - began > _STABLE_S else backoff
+            self._tell(f"{fault}; trying again")
+            # Devices that lost one server would all come back at one moment.
+            self._stop.within(backoff * random.uniform(0.8, 1.2))  # noqa: S311
+            backoff = min(2 * backoff, _LONGEST_BACKOFF_S)
+
+    def _tell(self, line: str) -> None:
+        if line != self._told:
+            self._told = line
+            self._say(line)
+
+    def _watch(self) -> str | None:
+        """Runs a SuperNode; returns why it ended, or None when the device is to stop."""
+        prune_apps(self._device.flower_home, self._device.max_disk_mb * _MB)
+        seen = self._device.log.stat().st_size if self._device.log.exists() else 0
+        node, executor = _start(self._device, self._place)
+        try:
+            while not self._stop.within(0.5):
+                if "SuperNode ID" in _said(self._device.log, seen):
+                    self._tell(f"connected to {self._device.connection.address}")
+                if node.poll() is not None or executor.poll() is not None:
+                    return _why(_said(self._device.log, seen))
+                for log in (self._device.log, self._device.trainer_log):
+                    bound_log(log, self._device.max_disk_mb * _MB // 8)
+            return None
+        finally:
+            for process in (node, executor):
+                _end(process)
+
+
+def _start(device: Device, place: Path) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
+    """Starts a SuperNode, and the SuperExec that starts its ClientApps.
+
+    They share a secret, so that nobody else on this device is given the node's messages.
+    """
+    port = _free_port()
+    secret = device.state / "superexec.secret"
+    _write_secret(secret)
+    own = ["--superexec-auth-secret-file", str(secret)]
+    node = ["-m", "deploy.fleet.supernode", "--superlink", device.connection.address]
+    node += ["--host", "127.0.0.1", "--port", str(port), "--isolation", "process", *own]
+    node += ["--node-config", f"trainer={json.dumps(f'unix:{place}')}"]
+    if device.connection.ca is None:
+        node += ["--insecure"]
+    else:
+        node += ["--root-certificates", str(device.connection.ca)]
+        node += ["--auth-supernode-private-key", str(device.key)]
+    executor = [str(Path(sys.executable).parent / "flower-superexec"), "--insecure", *own]
+    executor += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(os.getpid())]
+    return _popen(device, [sys.executable, "-P", *node]), _popen(device, executor)
+
+
+def _popen(device: Device, command: list[str]) -> subprocess.Popen[bytes]:
+    # Of its own session: a Ctrl-C in the terminal is for us to pass on, in the right order.
+    with device.log.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=_environment(device),
+            start_new_session=True,
+        )
+
+
+def _environment(device: Device) -> dict[str, str]:
+    programs = str(Path(sys.executable).parent)  # Flower looks for its own on the path
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
+        "PYTHONUNBUFFERED": "1",
+        "FLWR_HOME": str(device.flower_home.absolute()),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+    }
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_S / 2)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _said(log: Path, since: int) -> str:
+    with log.open("rb") as file:
+        file.seek(min(since, log.stat().st_size))
+        return file.read().decode(errors="replace")
+
+
+def _why(said: str) -> str:
+    """Returns why a SuperNode ended, in our words where they are better than Flower's."""
+    if "Invalid SuperNode authentication" in said or "public key" in said.lower():
+        return "the server does not know this device's key: there, `wildflower server add-client`"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return f"the SuperNode ended: {one_line(lines[-1]) if lines else 'it said nothing'}"
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def _write_secret(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(32))
+
+
+@contextlib.contextmanager
+def _held(state: Path) -> Iterator[None]:
+    """Makes the state folder, for this user alone, and keeps other clients out of it."""
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = state / "lock"
+    lock.touch(mode=0o600)
+    with locked(lock) as free:
+        if not free:
+            raise InputError(f"--state {state}: another client runs on this folder; stop it first")
+        yield
+
+
+@contextlib.contextmanager
+def _socket_place(state: Path) -> Iterator[Path]:
+    """Yields where the trainer's socket is to be: in the state folder, if its path is not long."""
+    place = (state / "trainer.sock").absolute()
+    if len(os.fsencode(place)) <= _LONGEST_SOCKET:
+        yield place
+        return
+    with tempfile.TemporaryDirectory(prefix="wildflower-") as folder:
+        yield Path(folder) / "trainer.sock"
