@@ -158,12 +158,12 @@ def create_home(home: ServerHome, names: Sequence[str], days: int) -> None:
         )
     if home.path.exists() and (not home.path.is_dir() or any(home.path.iterdir())):
         raise InputError(f"{home.path}: is not an empty folder; choose another --state")
+    authority = make_authority()
+    server = make_certificate(authority, [*ALWAYS, *names], days)  # or no names, and no folder
     home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     home.path.chmod(0o700)
     for folder in (home.clients, home.runs, home.flower):
         folder.mkdir(mode=0o700)
-    authority = make_authority()
-    server = make_certificate(authority, [*ALWAYS, *names], days)
     write_secret(home.ca_key, authority.key)
     write_public(home.ca, authority.certificate)
     write_secret(home.key, server.key)
