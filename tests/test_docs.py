@@ -35,7 +35,7 @@ def test_every_command_exists_with_the_options_shown(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = shlex.split(command)[1:]
-    verb = words[:2] if words[0] == "data" else words[:1]
+    verb = words[:2] if words[0] in {"data", "server"} else words[:1]
     assert run([*verb, "--help"]) == 0
     known = capsys.readouterr().out
     assert all(word in known for word in words if word.startswith("-"))
