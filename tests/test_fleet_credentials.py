@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from deploy.cli import run
-from deploy.fleet.certificates import covers, expiry, make_authority, make_certificate
+from deploy.fleet.certificates import Signed, covers, expiry, make_authority, make_certificate
 from deploy.fleet.connection import (
     Connection,
     is_loopback,
@@ -104,8 +104,6 @@ def test_openssl_accepts_the_chain_when_it_is_strict(home: ServerHome) -> None:
 
 
 def test_a_server_s_certificate_cannot_sign_another(home: ServerHome, tmp_path: Path) -> None:
-    from deploy.fleet.certificates import Signed
-
     forged = make_certificate(
         Signed(home.certificate.read_bytes(), home.key.read_bytes()), ["localhost"]
     )
@@ -180,7 +178,7 @@ def test_a_node_key_is_what_ssh_keygen_and_flower_read(tmp_path: Path) -> None:
 
 
 def test_a_device_s_own_key_is_taken_in_both_formats(tmp_path: Path) -> None:
-    command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", tmp_path / "k"]
+    command = ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(tmp_path / "k")]
     subprocess.run(command, check=True)
     public = read_public_key(tmp_path / "k.pub", "bob")
     assert public.endswith(b" bob\n")
