@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.cli import run
 from deploy.fleet.certificates import Signed, make_certificate
@@ -34,10 +36,12 @@ from deploy.fleet.connection import (
 from deploy.fleet.home import ServerHome, create_home
 from deploy.fleet.node_keys import make_node_key
 from deploy.fleet.registry import add_client, describe_clients, remove_client
-from deploy.fleet.run_files import run_file
+from deploy.fleet.run_files import GrowingFile, run_file
+from deploy.fleet.server import bound_log
 from deploy.fleet.superlink import Doors
 from server.client_states import FILE_NAME
 from shared_models.errors import ServerError
+from shared_models.files import locked
 
 WILDFLOWER = str(Path(sys.executable).parent / "wildflower")
 
@@ -194,6 +198,8 @@ def test_a_run_s_files_are_served_and_nothing_else(server: Server) -> None:
         size = sum(listed.values())
         told = {"run": "run-1", "status": "done", "bytes": size}
         assert http.get(base).json() == [told]
+        with locked(folder / "config.toml"):  # as a run does that is going on
+            assert http.get(base).json() == [{**told, "status": "running"}]
         file = f"{base}/run-1/files/events.jsonl"
         assert http.get(file).content == shown["events.jsonl"]
         part = http.get(file, headers={"Range": "bytes=4-"})
@@ -211,6 +217,38 @@ def test_a_path_never_leads_out_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "secret").touch()
     for name in ("../secret", "a/../../secret", "./../secret", "/etc/passwd", "\0", ".", ".."):
         assert run_file(tmp_path / "run", name) is None, name
+
+
+def test_a_file_that_grows_meanwhile_is_sent_as_long_as_announced(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"a" * 100_000)
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: Any) -> None:
+        if not sent:
+            path.write_bytes(b"a" * 300_000)
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+    asyncio.run(GrowingFile(path)(scope, receive, send))
+    announced = dict(sent[0]["headers"])[b"content-length"]
+    assert announced == b"100000"
+    assert sum(len(message["body"]) for message in sent[1:]) == 100_000
+
+
+def test_the_log_is_bounded_while_it_is_written_to(tmp_path: Path) -> None:
+    log = tmp_path / "superlink.log"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"old" * 10)
+        bound_log(log, largest=100)
+        assert log.stat().st_size == 30
+        bound_log(log, largest=10)
+        writer.write(b"new")
+    assert log.read_bytes() == b"new"
+    assert (tmp_path / "superlink.log.1").read_bytes() == b"old" * 10
 
 
 def test_it_is_started_once(server: Server, refused: Callable[..., str]) -> None:
@@ -266,7 +304,12 @@ def test_all_that_it_started_ends_with_it(
 
 @pytest.mark.slow
 def test_without_tls_only_here_and_with_the_same_token(home: ServerHome) -> None:
-    with started(home, "--insecure", "--host", "127.0.0.1") as server:
+    (health_port,) = free_ports(1)
+    options = ("--insecure", "--host", "127.0.0.1", "--health-port", str(health_port))
+    with started(home, *options) as server:
+        with grpc.insecure_channel(f"127.0.0.1:{health_port}") as channel:
+            told = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert told.status == health_pb2.HealthCheckResponse.SERVING
         token = read_token(home.token_file)
         for given, status in ((token, 200), ("wrong", 401)):
             with open_http(Connection(f"127.0.0.1:{server.port}", None, given)) as http:

@@ -180,7 +180,7 @@ class _Supervisor:
                 self._begin(process.pid)
             if not answers and time.monotonic() > deadline:
                 process.kill()
-            _bound(self._home.log)
+            bound_log(self._home.log)
         return None
 
     def _answers(self) -> bool:
@@ -285,7 +285,9 @@ def _held(home: ServerHome) -> Iterator[None]:
 @contextlib.contextmanager
 def _signals() -> Iterator[_Stop]:
     stop = _Stop()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is what nohup asks for
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield stop
@@ -322,9 +324,9 @@ def _open_log(path: Path) -> Iterator[int]:
         os.close(handle)
 
 
-def _bound(log: Path) -> None:
-    # Who writes to it keeps it open, so it is copied and emptied, not renamed.
-    if log.stat().st_size > LARGEST_LOG_BYTES:
+def bound_log(log: Path, largest: int = LARGEST_LOG_BYTES) -> None:
+    """Moves a log's content to `<log>.1` when it is large; who writes to it may keep it open."""
+    if log.stat().st_size > largest:
         with contextlib.suppress(OSError):  # a full disk: emptying it matters more
             shutil.copy(log, log.with_name(f"{log.name}.1"))
         os.truncate(log, 0)
