@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,10 +42,12 @@ def namespace(name: str) -> Iterator[str]:
 @contextlib.contextmanager
 def process(*command: str, log: Path, stdin: int | None = None) -> Iterator[subprocess.Popen[str]]:
     """Runs a program meanwhile; it gets SIGTERM at the end, and half a minute to obey."""
-    with log.open("w") as out:
-        running = subprocess.Popen(
+    with (
+        log.open("w") as out,
+        subprocess.Popen(
             command, cwd=log.parent, stdin=stdin, stdout=out, stderr=subprocess.STDOUT, text=True
-        )
+        ) as running,
+    ):
         try:
             yield running
         finally:
@@ -66,9 +68,8 @@ def hosts(tmp_path: Path) -> Iterator[tuple[str, str, Path]]:
             yield a, b, cut
 
 
-def wait_for(is_so: object, seconds: float) -> None:
+def wait_for(is_so: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    assert callable(is_so)
     while not is_so():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.2)
@@ -99,6 +100,7 @@ def test_a_run_completes_over_a_bad_link_that_is_cut_for_twenty_seconds(
     serve = ("server", "start", "--state", str(state), "--host", everywhere, "--port", str(PORT))
     with contextlib.ExitStack() as running:
         running.enter_context(process(*on_a, *serve, log=tmp_path / "server.log"))
+        wait_for(lambda: "listening on" in (tmp_path / "server.log").read_text(), 60)
         for client_id, name in enumerate(("one", "two")):
             own = tmp_path / name
             args = ("client", "--server", server, "--credentials", str(own), "--data", "digits")
@@ -110,7 +112,8 @@ def test_a_run_completes_over_a_bad_link_that_is_cut_for_twenty_seconds(
         follower = running.enter_context(
             process(*on_b, *submit, *where, *quick, log=tmp_path / "submit.log")
         )
-        wait_for(lambda: rounds(state) >= 2, 180)
+        wait_for(lambda: rounds(state) >= 2 or follower.poll() is not None, 180)
+        assert follower.poll() is None, (tmp_path / "submit.log").read_text()
         cut.touch()
         time.sleep(20)
         cut.unlink()
