@@ -101,7 +101,7 @@ def started(home: ServerHome, *options: str) -> Iterator[Server]:
         process = subprocess.Popen([*command, *options], stdout=out, stderr=subprocess.STDOUT)
     server = Server(home, process, port, output)
     try:
-        wait_for(lambda: server.superlink() or process.poll() is not None)
+        wait_for(lambda: b"listening" in output.read_bytes() or process.poll() is not None)
         assert process.poll() is None, output.read_text()
         yield server
     finally:

@@ -193,14 +193,14 @@ class _Supervisor:
         return False
 
     def _begin(self, pid: int) -> None:
+        if not self._listen.insecure:
+            self._reconcile()  # who is told that the server is up finds its clients registered
         self._note(replace(self._running, superlink_pid=pid))
         scheme = "http" if self._listen.insecure else "https"
         where = f"{scheme}://{join_address(self._listen.host, self._listen.port)}"
         known = len(client_names(self._home))
         clients = "1 client" if known == 1 else f"{known} clients"
         self._say(f"listening on {where} (SuperLink {pid}), {clients} known")
-        if not self._listen.insecure:
-            self._reconcile()
 
     def _note(self, running: Running) -> None:
         try:
