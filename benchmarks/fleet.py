@@ -30,6 +30,7 @@ from shared_models.errors import WildflowerError
 DEVICES = ("one", "two")
 _BIN = Path(sys.executable).parent
 _LIMIT_S = 900.0
+_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,22 @@ def round_seconds(device: Device, rounds: int) -> list[float]:
         _prepare(site)
         with contextlib.ExitStack() as running:
             running.enter_context(_process(_serve(site), site.folder / "server.log"))
+            _wait_for_server(site)
             for number, device_name in enumerate(DEVICES):
                 log = site.folder / f"{device_name}.log"
                 running.enter_context(_process(device(site, number, device_name), log))
             _call(site, _submit(site, rounds))
         lines = next(site.server.glob("runs/*/metrics.jsonl")).read_text().splitlines()
     return [json.loads(line)["seconds"]["total"] for line in lines[1:]]
+
+
+def _wait_for_server(site: Site) -> None:
+    deadline = time.monotonic() + _START_S
+    status = ["status", "--server", site.address, "--credentials", str(site.server)]
+    while _called(site, status).returncode:
+        if time.monotonic() > deadline:
+            raise WildflowerError(f"the server does not answer within {_START_S:.0f} s")
+        time.sleep(0.2)
 
 
 def _prepare(site: Site) -> None:
@@ -104,7 +115,13 @@ def _submit(site: Site, rounds: int) -> list[str]:
 
 
 def _call(site: Site, arguments: list[str]) -> None:
-    done = subprocess.run(
+    done = _called(site, arguments)
+    if done.returncode:
+        raise WildflowerError(f"`wildflower {arguments[0]}` failed: {done.stderr.strip()}")
+
+
+def _called(site: Site, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [str(_BIN / "wildflower"), *arguments],
         check=False,
         cwd=site.folder,
@@ -113,15 +130,16 @@ def _call(site: Site, arguments: list[str]) -> None:
         text=True,
         timeout=_LIMIT_S,
     )
-    if done.returncode:
-        raise WildflowerError(f"`wildflower {arguments[0]}` failed: {done.stderr.strip()}")
 
 
 @contextlib.contextmanager
 def _process(command: list[str], log: Path) -> Iterator[None]:
     """Runs a program meanwhile."""
     with log.open("w") as out:
-        environment = {**os.environ, **ENVIRONMENT}
+        programs = os.pathsep.join(
+            [str(_BIN), os.environ["PATH"]]
+        )  # Flower looks there for its own
+        environment = {**os.environ, **ENVIRONMENT, "PATH": programs}
         running = subprocess.Popen(
             command, cwd=log.parent, env=environment, stdout=out, stderr=subprocess.STDOUT
         )

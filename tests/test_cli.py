@@ -17,6 +17,7 @@ VERBS = (
     "verify",
     "models",
     "doctor",
+    "client",
     "submit",
     "status",
     "stop",
@@ -30,7 +31,7 @@ VERBS = (
     "server list-clients",
     "server remove-client",
 )
-RUN_ON = ("server start",)  # answers nothing
+RUN_ON = ("client", "server start")  # answers nothing
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:

@@ -33,11 +33,11 @@ from deploy.fleet.connection import (
     open_http,
     read_token,
 )
+from deploy.fleet.disk import bound_log
 from deploy.fleet.home import ServerHome, create_home
 from deploy.fleet.node_keys import make_node_key
 from deploy.fleet.registry import add_client, describe_clients, remove_client
 from deploy.fleet.run_files import GrowingFile, run_file
-from deploy.fleet.server import bound_log
 from deploy.fleet.superlink import Doors
 from server.client_states import FILE_NAME
 from shared_models.errors import ServerError

@@ -23,6 +23,7 @@ from pathlib import Path
 from clients.warm.service import Limits, TrainerService
 from deploy.fleet.connection import Connection
 from deploy.fleet.disk import bound_log, prune_apps
+from deploy.fleet.environment import flower_environment
 from deploy.fleet.probe import fault_of
 from deploy.fleet.processes import adopt_orphans, end_descendants
 from deploy.fleet.stopping import Stop, stop_on_signals
@@ -33,6 +34,7 @@ _MB = 2**20
 _LONGEST_BACKOFF_S = 60.0
 _STABLE_S = 60.0
 _STOP_S = 10.0
+_TIDY_S = 60.0
 _LONGEST_SOCKET = 100  # bytes; the system's bound on the path of a Unix socket is a little more
 
 Say = Callable[[str], None]
@@ -81,6 +83,7 @@ def run_device(device: Device, say: Say) -> None:
         trainer = TrainerService(place, device.hosting_json, device.trainer_log, device.limits)
         try:
             with trainer:
+                trainer.load(lambda: not stop.within(0))
                 _Supervisor(device, place, say, stop).run()
         finally:
             end_descendants(_STOP_S)
@@ -119,21 +122,31 @@ class _Supervisor:
 
     def _watch(self) -> str | None:
         """Runs a SuperNode; returns why it ended, or None when the device is to stop."""
-        prune_apps(self._device.flower_home, self._device.max_disk_mb * _MB)
         seen = self._device.log.stat().st_size if self._device.log.exists() else 0
         node, executor = _start(self._device, self._place)
+        is_connected, tidied = False, -_TIDY_S
         try:
             while not self._stop.within(0.5):
-                if "SuperNode ID" in _said(self._device.log, seen):
+                if not is_connected and "SuperNode ID" in _said(self._device.log, seen):
+                    is_connected = True
                     self._tell(f"connected to {self._device.connection.address}")
                 if node.poll() is not None or executor.poll() is not None:
                     return _why(_said(self._device.log, seen))
-                for log in (self._device.log, self._device.trainer_log):
-                    bound_log(log, self._device.max_disk_mb * _MB // 8)
+                if time.monotonic() - tidied >= _TIDY_S:
+                    _tidy(self._device)
+                    tidied = time.monotonic()
             return None
         finally:
             for process in (node, executor):
                 _end(process)
+
+
+def _tidy(device: Device) -> None:
+    """Keeps the state folder within its bound: logs, with their older halves, and bundles."""
+    room = device.max_disk_mb * _MB
+    for log in (device.log, device.trainer_log):
+        bound_log(log, room // 8)
+    prune_apps(device.flower_home, room // 2)
 
 
 def _start(device: Device, place: Path) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
@@ -166,23 +179,9 @@ def _popen(device: Device, command: list[str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=_environment(device),
+            env=flower_environment(device.flower_home),
             start_new_session=True,
         )
-
-
-def _environment(device: Device) -> dict[str, str]:
-    programs = str(Path(sys.executable).parent)  # Flower looks for its own on the path
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",
-        "FLWR_HOME": str(device.flower_home.absolute()),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-    }
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

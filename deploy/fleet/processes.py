@@ -40,6 +40,14 @@ def end_descendants(grace_s: float) -> None:
         time.sleep(0.05)
 
 
+def end_with_parent(parent: int) -> None:
+    """Ends this process and its descendants when the parent is gone, however it went."""
+    while os.getppid() == parent:
+        time.sleep(0.3)
+    end_descendants(grace_s=3)
+    os._exit(1)
+
+
 def reap() -> dict[int, int]:
     """Returns the exit codes of children that ended, adopted ones included, by pid."""
     ended: dict[int, int] = {}

@@ -10,30 +10,29 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from deploy.fleet.certificates import belong_together, covers, expiry
 from deploy.fleet.connection import answered, is_loopback, join_address, open_control, open_http
+from deploy.fleet.disk import bound_log
+from deploy.fleet.environment import flower_environment
 from deploy.fleet.home import Running, ServerHome
 from deploy.fleet.processes import adopt_orphans, end_descendants, reap
 from deploy.fleet.registry import Change, client_names, reconcile, retired
+from deploy.fleet.stopping import Stop, stop_on_signals
 from deploy.fleet.superlink import STATE_VARIABLE
 from shared_models.errors import InputError, Interrupted, ServerError, WildflowerError, one_line
 from shared_models.files import locked
 
 START_S = 120.0
 STOP_S = 10.0
-LARGEST_LOG_BYTES = 20_000_000
 _LONGEST_BACKOFF_S = 30.0
 _STABLE_S = 60.0
 _WARN_DAYS = 30
@@ -65,7 +64,7 @@ def serve(home: ServerHome, listen: Listen, say: Say) -> None:
     `ServerError` when the SuperLink does not come up at all.
     """
     check(home, listen)
-    with _held(home), _signals() as stop:
+    with _held(home), stop_on_signals() as stop:
         for host, port in _sockets(listen):
             require_free(host, port)
         _warn(home, listen, say)
@@ -120,26 +119,10 @@ def require_free(host: str, port: int) -> None:
             ) from None
 
 
-class _Stop:
-    """Whether and how the server was asked to stop."""
-
-    def __init__(self) -> None:
-        self.interrupted = False
-        self._asked = threading.Event()
-
-    def __call__(self, number: int, _frame: FrameType | None) -> None:
-        self.interrupted = self.interrupted or number == signal.SIGINT
-        self._asked.set()
-
-    def within(self, seconds: float) -> bool:
-        """Waits at most so long; returns whether the server was asked to stop."""
-        return self._asked.wait(seconds)
-
-
 class _Supervisor:
     """One SuperLink after the other, until it is stopped."""
 
-    def __init__(self, home: ServerHome, listen: Listen, say: Say, stop: _Stop) -> None:
+    def __init__(self, home: ServerHome, listen: Listen, say: Say, stop: Stop) -> None:
         self._home = home
         self._listen = listen
         self._say = say
@@ -253,20 +236,10 @@ def _options(home: ServerHome, listen: Listen) -> list[str]:
 
 
 def _environment(home: ServerHome) -> dict[str, str]:
+    environment = flower_environment(home.flower)
     # Whom uvicorn believes about where a request comes from is not for the caller to say.
-    inherited = {key: os.environ[key] for key in os.environ if key != "FORWARDED_ALLOW_IPS"}
-    programs = str(Path(sys.executable).parent)  # Flower looks for its own on the path
-    return {
-        **inherited,
-        STATE_VARIABLE: str(home.path.absolute()),
-        "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
-        "PYTHONUNBUFFERED": "1",
-        "FLWR_HOME": str(home.flower.absolute()),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
-    }
+    environment.pop("FORWARDED_ALLOW_IPS", None)
+    return {**environment, STATE_VARIABLE: str(home.path.absolute())}
 
 
 @contextlib.contextmanager
@@ -280,20 +253,6 @@ def _held(home: ServerHome) -> Iterator[None]:
     running = home.running()
     who = "another process" if running is None else f"process {running.pid}"
     raise InputError(f"{home.path}: {who} runs a server on this state; stop it first")
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[_Stop]:
-    stop = _Stop()
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is what nohup asks for
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _warn(home: ServerHome, listen: Listen, say: Say) -> None:
@@ -322,14 +281,6 @@ def _open_log(path: Path) -> Iterator[int]:
         yield handle
     finally:
         os.close(handle)
-
-
-def bound_log(log: Path, largest: int = LARGEST_LOG_BYTES) -> None:
-    """Moves a log's content to `<log>.1` when it is large; who writes to it may keep it open."""
-    if log.stat().st_size > largest:
-        with contextlib.suppress(OSError):  # a full disk: emptying it matters more
-            shutil.copy(log, log.with_name(f"{log.name}.1"))
-        os.truncate(log, 0)
 
 
 def _last(log: Path) -> str:

@@ -30,7 +30,9 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Yields a `Stop` that signals set, and restores their handlers at the end."""
     stop = Stop()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # which is what nohup asks for
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield stop

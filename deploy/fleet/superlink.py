@@ -21,7 +21,6 @@ import ipaddress
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -31,7 +30,7 @@ from starlette.responses import JSONResponse
 
 from deploy.fleet.connection import TOKEN_HEADER, read_token
 from deploy.fleet.home import ServerHome
-from deploy.fleet.processes import end_descendants
+from deploy.fleet.processes import end_with_parent
 from deploy.fleet.run_files import routes
 
 if TYPE_CHECKING:
@@ -100,14 +99,6 @@ def extension(home: ServerHome) -> ModuleType:
     module = ModuleType(_HOOK, "Wildflower's doors.")
     module.__dict__.update(get_middleware=get_middleware, configure_app=configure_app)
     return module
-
-
-def end_with_parent(parent: int) -> None:
-    """Ends this process and its descendants when the parent is gone, however it went."""
-    while os.getppid() == parent:
-        time.sleep(0.3)
-    end_descendants(grace_s=3)
-    os._exit(1)
 
 
 def main() -> None:

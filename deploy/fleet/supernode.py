@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
-from deploy.fleet.superlink import end_with_parent
+from deploy.fleet.processes import end_with_parent
 
 
 def main() -> None:
