@@ -49,8 +49,11 @@ def opened_by(hosting: Hosting) -> OpenHost:
 def read_own(hosting: Hosting) -> Split:
     """Returns the examples of all hosted clients, each with its client's id."""
     shared = "{client}" not in hosting.data and not _is_function(hosting.data)
-    if shared and len(hosting.client_ids) > 1:
-        return _of_clients(_read(hosting.data), hosting)
+    if shared:
+        whole = _read(hosting.data)
+        if whole.client_id is not None or len(hosting.client_ids) > 1:
+            return _of_clients(whole, hosting)
+        return Split(whole.x, whole.y, np.full(len(whole), hosting.client_ids[0]))
     splits = [_read_client(hosting.data, client_id) for client_id in hosting.client_ids]
     if len({np.asarray(split.x).shape[1:] for split in splits}) > 1:
         raise InputError(f"--data {hosting.data}: clients' examples differ in shape")

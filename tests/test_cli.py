@@ -16,6 +16,7 @@ VERBS = (
     "export",
     "verify",
     "models",
+    "client",
     "doctor",
     "client",
     "submit",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
 from clients.warm.frames import Closed, receive_frame, send_frame
-from clients.warm.worker import DONE
+from clients.warm.worker import DONE, READY
 from shared_models.errors import WildflowerError
 
+LOAD_S = 600.0
 _LOOK_S = 0.1
 _MB = 2**20
 
@@ -27,13 +31,22 @@ class Refused(WildflowerError):
     """The worker says why it has no answer; it lives on."""
 
 
+class Unwanted(WildflowerError):
+    """Who waited for the worker to be ready does not any more; the worker goes on."""
+
+
+class Unfit(WildflowerError):
+    """The worker cannot begin, and says why: its data cannot be read."""
+
+
 class WorkerProcess:
     """A worker that was started; `memory_mb` is what it may take, if anything bounds it."""
 
     def __init__(self, hosting_json: str, log: Path, memory_mb: int | None) -> None:
         self._end, theirs = socket.socketpair()
         self._memory_mb = memory_mb
-        self._is_ready = False
+        self._first = b""
+        self._began = time.monotonic()
         descriptor = str(theirs.fileno())
         with log.open("ab") as out, theirs:
             self._process = subprocess.Popen(
@@ -50,19 +63,23 @@ class WorkerProcess:
         return self._process.pid
 
     def wait(self, is_wanted: Callable[[], bool]) -> None:
-        """Returns when the worker has all that it needs; raises `Died`."""
-        if not self._is_ready:
-            self._receive(is_wanted)
-            self._is_ready = True
+        """Returns when the worker has all that it needs; raises `Died`, `Unfit` or `Unwanted`."""
+        if not self._first:
+            self._first = self._receive(lambda: is_wanted() and not self._is_late())
+        if not self._first:
+            if self._is_late():
+                raise Died(f"the trainer's data was not read within {LOAD_S:g} s")
+            raise Unwanted("nobody waits for the trainer any more")
+        if self._first != READY:
+            raise Unfit(self._first[1:].decode(errors="replace"))
 
     def ask(self, frame: bytes, is_wanted: Callable[[], bool]) -> bytes:
-        """Returns the answer to a frame; raises `Died`, or `Refused` with the worker's reason."""
-        self.wait(is_wanted)
-        try:
-            send_frame(self._end, frame)
-        except Closed:
-            raise Died(self._death()) from None
+        """Returns a ready worker's answer; raises `Died`, or `Refused` with the worker's reason."""
+        # A worker that hangs takes no frame either; when it is killed, this thread ends.
+        threading.Thread(target=_send, args=(self._end, frame), daemon=True).start()
         answer = self._receive(is_wanted)
+        if not answer:
+            raise Died("nobody waits for the trainer's answer any more")
         if answer[:1] != DONE:
             raise Refused(answer[1:].decode(errors="replace"))
         return answer[1:]
@@ -73,10 +90,14 @@ class WorkerProcess:
         self._process.wait()
         self._end.close()
 
+    def _is_late(self) -> bool:
+        return time.monotonic() - self._began > LOAD_S
+
     def _receive(self, is_wanted: Callable[[], bool]) -> bytes:
+        """Returns the next frame, which has a first byte, or nothing when it is not wanted."""
         while not select.select([self._end], [], [], _LOOK_S)[0]:
             if not is_wanted():
-                raise Died("nobody waits for its answer any more")
+                return b""
             self._check_memory()
         try:
             return receive_frame(self._end)
@@ -96,3 +117,8 @@ class WorkerProcess:
     def _death(self) -> str:
         code = self._process.wait()
         return f"the trainer died ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
+
+
+def _send(end: socket.socket, frame: bytes) -> None:
+    with contextlib.suppress(Closed):  # who waits for the answer is told
+        send_frame(end, frame)

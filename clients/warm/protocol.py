@@ -19,10 +19,14 @@ class TooLarge(WildflowerError):
 
 
 def cut(header: Header, data: bytes) -> Iterator[Chunk]:
-    """Yields a message in pieces; the first has the header."""
+    """Returns a message in pieces, the first with the header; raises `TooLarge` at once."""
     if len(data) > MOST_BYTES:
         raise TooLarge(_too_large(len(data)))
     header.total_bytes = len(data)
+    return _pieces(header, data)
+
+
+def _pieces(header: Header, data: bytes) -> Iterator[Chunk]:
     yield Chunk(header=header, data=data[:PIECE_BYTES])
     for start in range(PIECE_BYTES, len(data), PIECE_BYTES):
         yield Chunk(data=data[start : start + PIECE_BYTES])

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any, NoReturn, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from clients.warm.process import Died, Refused, WorkerProcess
+from clients.warm.process import Died, Refused, Unfit, Unwanted, WorkerProcess
 from clients.warm.protocol import METHOD, SERVICE, VERSION, TooLarge, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
+from shared_models.errors import InputError
 from shared_models.verbs import TRAIN_BLOCK
 
 _WHEN_S = 10.0
@@ -30,6 +31,16 @@ class Limits:
 
     memory_mb: int | None = None
     when: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.when is None:
+            return
+        try:
+            words = shlex.split(self.when)
+        except ValueError as error:
+            raise InputError(f"--when {self.when}: {str(error).lower()}") from None
+        if not words:
+            raise InputError("--when: expected a command")
 
 
 class TrainerService:
@@ -65,6 +76,24 @@ class TrainerService:
         """The process id of the worker at the moment."""
         return self._worker.pid
 
+    def load(self, is_wanted: Callable[[], bool]) -> None:
+        """Returns when the worker has its data, or when that is not wanted any more.
+
+        Raises `InputError` that says what is wrong with the data, `Died` when the worker is gone.
+        """
+        while is_wanted():
+            if not self._busy.acquire(timeout=0.1):
+                continue
+            try:
+                self._worker.wait(is_wanted)
+                break
+            except Unfit as error:
+                raise InputError(str(error)) from None
+            except Unwanted:
+                return
+            finally:
+                self._busy.release()
+
     def _start(self) -> None:
         self._tell(is_ready=False)
         self._worker = WorkerProcess(self._hosting_json, self._log, self._limits.memory_mb)
@@ -74,9 +103,9 @@ class TrainerService:
         with self._busy:
             try:
                 worker.wait(lambda: worker is self._worker)
-            except (Died, OSError, ValueError):
+                self._tell(is_ready=True)
+            except (Died, Unfit, Unwanted, OSError, ValueError):
                 return  # who asks next is told
-        self._tell(is_ready=True)
 
     def _tell(self, *, is_ready: bool) -> None:
         status = health_pb2.HealthCheckResponse
@@ -93,18 +122,32 @@ class TrainerService:
         if header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
             _abort(context, grpc.StatusCode.FAILED_PRECONDITION, no)
         with self._busy:
+            if not context.is_active():  # it waited for too long: nobody's training is to blame
+                return
             answer = self._asked(Chunk(header=header, data=data), context)
-        yield from cut(Header(version=VERSION, verb=header.verb), answer)
+        try:
+            yield from cut(Header(version=VERSION, verb=header.verb), answer)
+        except TooLarge as error:
+            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     def _asked(self, message: Chunk, context: Any) -> bytes:
         try:
+            self._worker.wait(context.is_active)
             return self._worker.ask(message.SerializeToString(), context.is_active)
+        except Unwanted as error:
+            _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
         except Refused as error:
             _abort(context, grpc.StatusCode.INTERNAL, str(error))
+        except Unfit as error:
+            self._renew()  # the data may be there when it is asked again
+            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
         except Died as error:
-            self._worker.kill()
-            self._start()
+            self._renew()
             _abort(context, grpc.StatusCode.ABORTED, f"{error}; it is started anew")
+
+    def _renew(self) -> None:
+        self._worker.kill()
+        self._start()
 
 
 def _abort(context: Any, code: grpc.StatusCode, details: str) -> NoReturn:
@@ -117,7 +160,14 @@ def _refusal(when: str | None) -> str | None:
     if when is None:
         return None
     try:
-        done = subprocess.run(shlex.split(when), capture_output=True, timeout=_WHEN_S, check=False)
+        done = subprocess.run(
+            shlex.split(when),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_WHEN_S,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return f"not now: `{when}` did not answer within {_WHEN_S:.0f} s"
     except OSError as error:

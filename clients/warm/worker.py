@@ -13,7 +13,9 @@ import time
 
 from clients.warm.frames import Closed, receive_frame, send_frame
 from clients.warm.trainer_pb2 import Chunk
-from shared_models.errors import WildflowerError
+from shared_models.errors import WildflowerError, one_line
+
+_NICE = 5  # the device has other things to do
 
 READY, DONE, FAILED = b"r", b"d", b"f"
 
@@ -22,30 +24,40 @@ def main(descriptor: int, hosting_json: str) -> None:
     """Answers until the service is gone."""
     _end_with(os.getppid())
     end = socket.socket(fileno=descriptor)
+    from clients.hosting import Hosting
+
+    hosting = Hosting.from_json(hosting_json)
+    os.environ["OMP_NUM_THREADS"] = str(hosting.threads)  # read when torch is imported
+    os.nice(_NICE)
     import torch
 
     from clients.answers import answer
-    from clients.hosting import Hosting
     from clients.local_data import opened_by
     from clients.warm.packing import pack, unpack
 
-    hosting = Hosting.from_json(hosting_json)
     torch.set_num_threads(hosting.threads)
-    open_ = opened_by(hosting)
+    try:
+        open_ = opened_by(hosting)
+    except WildflowerError as error:
+        send_frame(end, FAILED + _told(error))
+        return
 
     def answered(frame: bytes) -> bytes:
         chunk = Chunk.FromString(frame)
         header = chunk.header
         try:
             return DONE + pack(answer(header.verb, header.config, unpack(chunk.data), open_))
-        except WildflowerError as error:
-            return FAILED + str(error).encode()
         except Exception as error:  # whatever it is, the server is to know, and the next may do
-            return FAILED + f"{type(error).__name__}: {error}".encode()
+            return FAILED + _told(error)
 
     send_frame(end, READY)
     while True:
         send_frame(end, answered(receive_frame(end)))
+
+
+def _told(error: Exception) -> bytes:
+    own = isinstance(error, WildflowerError)
+    return one_line(str(error) if own else f"{type(error).__name__}: {error}").encode()
 
 
 def _end_with(parent: int) -> None:

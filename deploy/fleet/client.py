@@ -83,6 +83,7 @@ def run_device(device: Device, say: Say) -> None:
         trainer = TrainerService(place, device.hosting_json, device.trainer_log, device.limits)
         try:
             with trainer:
+                say("the trainer reads its data")
                 trainer.load(lambda: not stop.within(0))
                 _Supervisor(device, place, say, stop).run()
         finally:

@@ -1,0 +1,306 @@
+"""The warm trainer: the same bytes as in-process, and a named reason for whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+from flwr.app import ConfigRecord, RecordDict
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from clients.answers import answer
+from clients.hosting import Hosting
+from clients.local_data import opened_by
+from clients.warm import protocol
+from clients.warm.caller import TrainerFailed, ask, patience_s
+from clients.warm.packing import pack, unpack
+from clients.warm.protocol import METHOD, PIECE_BYTES, VERSION, TooLarge, cut, join
+from clients.warm.service import Limits, TrainerService
+from clients.warm.trainer_pb2 import Chunk, Header
+from shared_models.config import parse_config
+from shared_models.errors import InputError
+from shared_models.messages import BlockRequest
+from shared_models.tasks import load_task
+from shared_models.verbs import EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
+from shared_models.wire import decode_hello, encode_broadcast, encode_request
+from tests.conftest import DIGITS, ROOT
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+OWN_DATA = """
+import os, time
+
+def late(client_id):
+    time.sleep(3600)
+
+def large(client_id):
+    hoard = bytearray(os.urandom(1)) * 600_000_000
+    time.sleep(3600)
+"""
+
+
+@contextmanager
+def trainer(
+    folder: Path, data: str, ids: tuple[int, ...] = (0, 3), limits: Limits | None = None
+) -> Iterator[tuple[TrainerService, str]]:
+    place = folder / "trainer.sock"
+    hosting = Hosting(data, ids).to_json()
+    with TrainerService(place, hosting, folder / "log", limits or Limits()) as service:
+        yield service, f"unix:{place}"
+
+
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TrainerService, str]]:
+    with trainer(tmp_path_factory.mktemp("warm"), "digits") as running:
+        wait_for(lambda: health(running[1]) == SERVING)
+        yield running
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "sensors.py").write_text(OWN_DATA)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return tmp_path
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def health(address: str) -> int:
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        status: int = stub.Check(health_pb2.HealthCheckRequest(), timeout=5).status
+    return status
+
+
+def block(ids: tuple[int, ...] = (0, 3)) -> RecordDict:
+    params = load_task("digits-cnn").build(0)
+    request = BlockRequest("train", 1, 0, 0, ids, params)
+    return encode_request(request, encode_broadcast(request))
+
+
+def config(extra: str = "") -> str:
+    return extra + DIGITS
+
+
+def call(address: str, chunks: Iterator[Chunk], timeout: float = 30) -> list[Chunk]:
+    with grpc.insecure_channel(address) as channel:
+        answer_to = channel.stream_stream(
+            METHOD,
+            request_serializer=Chunk.SerializeToString,
+            response_deserializer=Chunk.FromString,
+        )
+        return list(answer_to(chunks, timeout=timeout))
+
+
+@pytest.mark.parametrize("verb", [HELLO, TRAIN_BLOCK, EVALUATE_BLOCK])
+def test_it_answers_as_a_client_app_does_in_its_own_process_byte_for_byte(
+    warm: tuple[TrainerService, str], verb: str
+) -> None:
+    content = RecordDict() if verb == HELLO else block()
+    expected = answer(verb, config(), unpack(pack(content)), opened_by(Hosting("digits", (0, 3))))
+    assert pack(ask(warm[1], verb, config(), content)) == pack(expected)
+
+
+def test_it_is_the_same_process_that_answers(warm: tuple[TrainerService, str]) -> None:
+    pid = warm[0].worker_pid
+    for _ in range(3):
+        ask(warm[1], TRAIN_BLOCK, config(), block())
+    assert warm[0].worker_pid == pid
+
+
+def test_the_socket_is_this_user_s_alone(warm: tuple[TrainerService, str]) -> None:
+    found = Path(warm[1].removeprefix("unix:")).stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o600
+
+
+def test_the_worker_is_nice_and_takes_one_thread(warm: tuple[TrainerService, str]) -> None:
+    worker = psutil.Process(warm[0].worker_pid)
+    assert worker.nice() > psutil.Process().nice()
+    assert worker.nice() <= 19
+
+
+def test_an_error_in_the_answer_is_told_in_one_line_and_the_worker_lives_on(
+    warm: tuple[TrainerService, str],
+) -> None:
+    pid = warm[0].worker_pid
+    with pytest.raises(TrainerFailed, match=r"^run config: unknown key 'ronds'"):
+        ask(warm[1], HELLO, config("ronds = 3\n"), RecordDict())
+    with pytest.raises(TrainerFailed, match=r"^malformed message: KeyError: 'request'$"):
+        call_train_without_request(warm[1])
+    assert warm[0].worker_pid == pid
+
+
+def call_train_without_request(address: str) -> None:
+    try:
+        call(address, cut(Header(version=VERSION, verb=TRAIN_BLOCK, config=config()), b""))
+    except grpc.RpcError as error:
+        raise TrainerFailed(error.details()) from None
+
+
+def test_another_version_is_refused_and_says_what_to_do(warm: tuple[TrainerService, str]) -> None:
+    with pytest.raises(grpc.RpcError) as refused:
+        call(warm[1], cut(Header(version=VERSION + 1, verb=HELLO), b""))
+    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    expected = f"the trainer speaks version {VERSION}, the app version {VERSION + 1}"
+    assert refused.value.details() == f"{expected}: update the older one"
+
+
+def test_a_message_that_is_too_large_is_refused_by_what_its_header_says(
+    warm: tuple[TrainerService, str],
+) -> None:
+    header = Header(version=VERSION, verb=HELLO, total_bytes=protocol.MOST_BYTES + 1)
+    with pytest.raises(grpc.RpcError) as refused:
+        call(warm[1], iter([Chunk(header=header)]))
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"a trainer takes {protocol.MOST_BYTES} at most" in refused.value.details()
+
+
+def test_a_message_is_cut_into_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = os.urandom(2 * PIECE_BYTES + 7)
+    pieces = list(cut(Header(verb=HELLO), data))
+    assert [len(piece.data) for piece in pieces] == [PIECE_BYTES, PIECE_BYTES, 7]
+    assert join(pieces)[1] == data
+    monkeypatch.setattr(protocol, "MOST_BYTES", 2 * PIECE_BYTES)
+    for too_much in (lambda: join(iter(pieces)), lambda: cut(Header(), data)):
+        with pytest.raises(TooLarge, match=f"takes {2 * PIECE_BYTES} at most"):
+            too_much()
+
+
+def test_a_killed_worker_is_named_and_the_next_message_is_answered(tmp_path: Path) -> None:
+    with trainer(tmp_path, "digits") as (service, address):
+        wait_for(lambda: health(address) == SERVING)
+        pid = service.worker_pid
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(TrainerFailed, match=r"^the trainer died \(signal 9\); it is started"):
+            ask(address, HELLO, config(), RecordDict())
+        assert decode_hello(ask(address, HELLO, config(), RecordDict())).client_ids == (0, 3)
+        assert service.worker_pid != pid
+
+
+def test_a_training_that_hangs_is_ended_at_its_deadline_and_the_next_is_answered(
+    tmp_path: Path,
+) -> None:
+    with trainer(tmp_path, "digits") as (service, address):
+        wait_for(lambda: health(address) == SERVING)
+        hung = service.worker_pid
+        os.kill(hung, signal.SIGSTOP)
+        short = config("client_deadline_s = 0.5\n")
+        large = block((0, 3))  # more than a socket holds
+        large["more"] = ConfigRecord({"of": bytes(5 * PIECE_BYTES)})
+        with pytest.raises(TrainerFailed, match=r"^training hung for 1 s; its trainer was ended"):
+            ask(address, TRAIN_BLOCK, short, large)
+        wait_for(lambda: not psutil.pid_exists(hung))
+        assert decode_hello(ask(address, HELLO, config(), RecordDict())).client_ids == (0, 3)
+
+
+def test_who_waited_for_too_long_behind_another_ends_nobody_s_training(tmp_path: Path) -> None:
+    with trainer(tmp_path, "digits") as (service, address):
+        pid = service.worker_pid  # it imports torch, which takes longer
+        with pytest.raises(TrainerFailed, match=r"^training hung for 0\.2 s"):
+            ask(address, TRAIN_BLOCK, config("client_deadline_s = 0.1\n"), block((0, 3)))
+        wait_for(lambda: health(address) == SERVING)
+        assert service.worker_pid == pid
+
+
+def test_a_trainer_that_takes_too_much_memory_is_ended_with_the_figures(own: Path) -> None:
+    with trainer(own, "sensors:large", limits=Limits(memory_mb=700)) as (service, address):
+        pid = service.worker_pid
+        reason = r"^the trainer used \d+ MB, more than --memory-mb 700; it is started anew"
+        with pytest.raises(TrainerFailed, match=reason):
+            ask(address, HELLO, config(), RecordDict())
+        wait_for(lambda: not psutil.pid_exists(pid))
+
+
+def test_it_is_not_ready_before_its_data_is_there_and_ends_with_its_service(own: Path) -> None:
+    with trainer(own, "sensors:late") as (service, address):
+        pid = service.worker_pid
+        assert health(address) == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert not psutil.pid_exists(pid)
+
+
+def test_data_that_cannot_be_read_is_told_at_the_start_and_again_until_it_is_there(
+    own: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    with trainer(own, str(own / "mine.npz"), (5,)) as (service, address):
+        with pytest.raises(InputError, match=r"mine\.npz: there is no such file$"):
+            service.load(lambda: True)
+        with pytest.raises(TrainerFailed, match=r"mine\.npz: there is no such file$"):
+            ask(address, HELLO, config(), RecordDict())
+        np.savez(own / "mine.npz", x=rng.random((9, 8, 8)), y=np.arange(9))
+        wait_for(lambda: "no such file" not in told_hello(address))
+        assert decode_hello(ask(address, HELLO, config(), RecordDict())).examples == (9,)
+
+
+def told_hello(address: str) -> str:
+    try:
+        ask(address, HELLO, config(), RecordDict())
+    except TrainerFailed as error:
+        return str(error)
+    return ""
+
+
+def test_when_decides_before_each_training_and_only_then(tmp_path: Path) -> None:
+    charging = tmp_path / "charging"
+    when = f"test -e {charging}"
+    with trainer(tmp_path, "digits", limits=Limits(when=when)) as (_, address):
+        ask(address, HELLO, config(), RecordDict())
+        with pytest.raises(TrainerFailed, match=r"^not now: `test -e .*` said no \(exit 1\)$"):
+            ask(address, TRAIN_BLOCK, config(), block())
+        charging.touch()
+        assert ask(address, TRAIN_BLOCK, config(), block()).array_records
+
+
+@pytest.mark.parametrize("when", ["", "test 'open"])
+def test_a_command_that_cannot_be_read_is_refused_before_anything_starts(when: str) -> None:
+    with pytest.raises(InputError, match="--when"):
+        Limits(when=when)
+
+
+def test_patience_is_the_config_s_for_each_client_of_the_block() -> None:
+    told = config("client_deadline_s = 2.5\n")
+    assert patience_s(TRAIN_BLOCK, told, block((0, 1, 2))) == 7.5
+    assert parse_config(told, "test").client_deadline_s == 2.5
+
+
+def test_without_a_trainer_the_reason_says_what_starts_it(tmp_path: Path) -> None:
+    with pytest.raises(TrainerFailed, match="`wildflower client` is what starts it"):
+        ask(f"unix:{tmp_path}/none.sock", HELLO, config(), RecordDict())
+
+
+def test_the_client_app_and_what_hands_messages_over_load_no_torch() -> None:
+    program = (
+        "import sys, clients.app, clients.warm.caller, clients.warm.service; "
+        "print(sorted({'torch', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_what_is_generated_is_what_the_proto_says(tmp_path: Path) -> None:
+    proto = "clients/warm/trainer.proto"
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT}", str(ROOT / proto)]
+    out = [f"--python_out={tmp_path}", f"--pyi_out={tmp_path}"]
+    subprocess.run([*command, *out], check=True)
+    for suffix in (".py", ".pyi"):
+        name = f"clients/warm/trainer_pb2{suffix}"
+        assert (tmp_path / name).read_text() == (ROOT / name).read_text()
