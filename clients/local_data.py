@@ -43,7 +43,7 @@ def opened_by(hosting: Hosting) -> OpenHost:
     """
     if hosting.data in CATALOG:
         return functools.partial(_open_part, hosting)
-    return functools.partial(_open_own, hosting.client_ids, read_own(hosting))
+    return functools.partial(_open_own, hosting, read_own(hosting))
 
 
 def read_own(hosting: Hosting) -> Split:
@@ -145,22 +145,29 @@ def _table(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     label = next((name for name in _LABELS if name in columns), None)
     if label is None:
         raise InputError(f"{path}: has no column 'label' or 'y' (found: {', '.join(columns)})")
+    if len(columns) == 1:
+        raise InputError(f"{path}: has no columns but {label!r}")
     try:
         y = np.asarray(columns.pop(label), np.float64)
         x = np.stack([np.asarray(column, np.float32) for column in columns.values()], axis=1)
     except ValueError as error:
         raise InputError(f"{path}: not a table of numbers: {one_line(str(error))}") from None
-    if (y % 1).any():
+    if not (np.isfinite(y) & (y == np.floor(y))).all():
         raise InputError(f"{path}: column {label!r} must hold whole numbers")
     return x, y.astype(np.int64)
 
 
 def _csv(path: Path) -> dict[str, Any]:
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
+            rows = list(csv.reader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a table of numbers: {one_line(str(error))}") from None
     if len(rows) < 2:
         raise InputError(f"{path}: has no rows below its header")
     header, *rows = rows
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise InputError(f"{path}: names column {twice[0]!r} twice")
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise InputError(f"{path}: line {number} has {len(row)} values, not {len(header)}")
@@ -191,13 +198,13 @@ def _open_part(hosting: Hosting, config: Config) -> Host:
     return replace(whole, client_ids=hosting.client_ids, shared=False)
 
 
-def _open_own(client_ids: tuple[int, ...], own: Split, config: Config) -> Host:
+def _open_own(hosting: Hosting, own: Split, config: Config) -> Host:
     task = load_task(config.task)
     split = _windowed(own, task)
-    dataset = Dataset("the device's own data", split, None)
+    dataset = Dataset(Path(hosting.data).name, split, None)
     check_fit(task, dataset.name, split)
     dealt = partition(split, Data(partition="natural"), config.seed)
-    return Host(config, task, dataset, dealt, client_ids, shared=False)
+    return Host(config, task, dataset, dealt, hosting.client_ids, shared=False)
 
 
 def _windowed(split: Split, task: Task) -> Split:

@@ -1,0 +1,234 @@
+"""A device's own data: each form is read, each fault is one line that names the file."""
+
+from __future__ import annotations
+
+import struct
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clients.hosting import Hosting
+from clients.local_data import opened_by
+from shared_models.config import parse_config
+from shared_models.errors import InputError
+from tests.conftest import DIGITS
+
+DIGITS_CONFIG = parse_config(DIGITS, "test")
+WATCH_CONFIG = parse_config(
+    DIGITS.replace("digits-cnn", "watch-lstm").replace(
+        'partition = "iid"\nclients = 12', 'partition = "natural"'
+    ),
+    "test",
+)
+X = np.arange(6 * 64, dtype=np.float32).reshape(6, 8, 8) % 17
+Y = np.array([3, 1, 4, 1, 5, 9])
+
+
+def hello_of(data: object, *ids: int, config: Any = DIGITS_CONFIG) -> tuple[Any, ...]:
+    hello = opened_by(Hosting(str(data), ids or (7,)))(config).hello()
+    return hello.client_ids, hello.examples, hello.shared
+
+
+def owned(data: object, client_id: int = 7, config: Any = DIGITS_CONFIG) -> Any:
+    return opened_by(Hosting(str(data), (client_id,)))(config).data_of(client_id)
+
+
+def write_csv(path: Path, x: Any, y: Any, label: str = "label") -> None:
+    flat = np.reshape(x, (len(x), -1))
+    header = ",".join([label, *(f"p{k}" for k in range(flat.shape[1]))])
+    rows = [",".join([str(own), *map(str, row)]) for own, row in zip(y, flat, strict=True)]
+    path.write_text("\n".join([header, *rows]) + "\n")
+
+
+def write_idx(path: Path, values: Any) -> None:
+    header = bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape)
+    path.write_bytes(header + values.astype(np.uint8).tobytes())
+
+
+def test_an_npz_is_one_client_s(tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", x=X, y=Y)
+    assert hello_of(tmp_path / "mine.npz") == ((7,), (6,), False)
+    assert owned(tmp_path / "mine.npz").y.tolist() == Y.tolist()
+
+
+def test_an_npz_that_says_who_owns_what_is_dealt_by_that(tmp_path: Path) -> None:
+    path = tmp_path / "all.npz"
+    np.savez(path, x=X, y=Y, client_id=[2, 2, 2, 5, 5, 9])
+    assert hello_of(path, 2, 5) == ((2, 5), (3, 2), False)
+    assert owned(path, 9).y.tolist() == [9]
+    with pytest.raises(InputError, match=r"has no examples of client 7$"):
+        hello_of(path, 7)
+
+
+def test_one_file_for_many_clients_must_say_who_owns_what(tmp_path: Path) -> None:
+    np.savez(tmp_path / "all.npz", x=X, y=Y)
+    with pytest.raises(InputError, match=r"one file for 2 clients; put \{client\}"):
+        hello_of(tmp_path / "all.npz", 1, 2)
+
+
+def test_a_gateway_has_a_file_for_each_of_its_clients(tmp_path: Path) -> None:
+    for client_id in (1, 2, 3):
+        np.savez(tmp_path / f"{client_id}.npz", x=X[:client_id], y=Y[:client_id])
+    assert hello_of(tmp_path / "{client}.npz", 1, 3) == ((1, 3), (1, 3), False)
+    host = opened_by(Hosting(str(tmp_path / "{client}.npz"), (1, 3)))(DIGITS_CONFIG)
+    assert host.data_of(3).y.tolist() == [3, 1, 4]
+    with pytest.raises(InputError, match=r"/4\.npz: there is no such file"):
+        hello_of(tmp_path / "{client}.npz", 1, 4)
+
+
+def test_data_that_differ_have_digests_that_differ(tmp_path: Path) -> None:
+    for name, y in (("a", Y), ("b", Y), ("c", Y[::-1])):
+        np.savez(tmp_path / f"{name}.npz", x=X, y=y)
+    hosts = [opened_by(Hosting(str(tmp_path / f"{n}.npz"), (7,)))(DIGITS_CONFIG) for n in "abc"]
+    first, same, other = (host.hello().data_sha256 for host in hosts)
+    assert first == same != other
+
+
+def test_a_folder_of_idx_files_is_read_as_mnist_s(tmp_path: Path) -> None:
+    write_idx(tmp_path / "train-images-idx3-ubyte", X)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", Y)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", X[:1])
+    write_idx(tmp_path / "t10k-labels-idx1-ubyte", Y[:1])
+    assert hello_of(tmp_path) == ((7,), (6,), False)
+    assert owned(tmp_path).y.tolist() == Y.tolist()
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    with pytest.raises(InputError, match="has no labels train-labels-idx1-ubyte"):
+        hello_of(tmp_path)
+
+
+@pytest.mark.parametrize("label", ["label", "y"])
+def test_rows_of_a_table_become_windows_of_the_task_s_shape(tmp_path: Path, label: str) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.random((3, 100, 6)).astype(np.float32)
+    write_csv(tmp_path / "w.csv", x.reshape(300, 6), np.repeat([2, 0, 1], 100), label)
+    data = owned(tmp_path / "w.csv", config=WATCH_CONFIG)
+    assert data.y.tolist() == [2, 0, 1]
+    whole = tmp_path / "w.npz"
+    np.savez(whole, x=x, y=[2, 0, 1])
+    np.testing.assert_array_equal(data.x, owned(whole, config=WATCH_CONFIG).x)
+
+
+def test_windows_that_do_not_come_out_are_refused(tmp_path: Path) -> None:
+    write_csv(tmp_path / "w.csv", np.ones((150, 6)), [0] * 150)
+    with pytest.raises(InputError, match="150 rows cannot be cut into windows of 100 rows"):
+        hello_of(tmp_path / "w.csv", config=WATCH_CONFIG)
+    write_csv(tmp_path / "w.csv", np.ones((100, 6)), [0] * 99 + [1])
+    with pytest.raises(InputError, match="with one label each"):
+        hello_of(tmp_path / "w.csv", config=WATCH_CONFIG)
+
+
+def test_a_folder_of_tables_is_read_in_the_order_of_names(tmp_path: Path) -> None:
+    for name, label in (("b", 1), ("a", 0)):
+        write_csv(tmp_path / f"{name}.csv", np.ones((100, 6)), [label] * 100)
+    assert owned(tmp_path, config=WATCH_CONFIG).y.tolist() == [0, 1]
+    write_csv(tmp_path / "c.csv", np.ones((100, 5)), [0] * 100)
+    with pytest.raises(InputError, match="its files differ in their number of columns"):
+        hello_of(tmp_path, config=WATCH_CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "has no rows below its header"),
+        ("a,label\n", "has no rows below its header"),
+        ("a,b\n1,2\n", r"has no column 'label' or 'y' \(found: a, b\)"),
+        ("a,label\n1,2\n1\n", "line 3 has 1 values, not 2"),
+        ("a,label\nred,2\n", "not a table of numbers: .*'red'"),
+        ("a,label\nnan,2\n", "'x' holds NaN or infinite values"),
+        ("a,label\n1,2.5\n", "column 'label' must hold whole numbers"),
+        ("a,label\n1,nan\n", "column 'label' must hold whole numbers"),
+        ("a,label\n1,inf\n", "column 'label' must hold whole numbers"),
+        ("a,label\n1,-1\n", "'y' holds negative values"),
+        ("a,a,label\n1,2,3\n", "names column 'a' twice"),
+        ("label\n1\n", "has no columns but 'label'"),
+    ],
+)
+def test_a_table_that_is_unfit_is_refused_with_its_name(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(InputError, match=rf"t\.csv: {reason}") as refused:
+        hello_of(tmp_path / "t.csv", config=WATCH_CONFIG)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_table_in_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(InputError, match=r"t\.csv: not a table of numbers"):
+        hello_of(tmp_path / "t.csv")
+
+
+def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="needs pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    x = np.random.default_rng(0).random((100, 6)).astype(np.float32)
+    columns = {"label": [4] * 100, **{f"p{k}": x[:, k] for k in range(6)}}
+    pq.write_table(pa.table(columns), tmp_path / "w.parquet")
+    data = owned(tmp_path / "w.parquet", config=WATCH_CONFIG)
+    assert data.y.tolist() == [4]
+    np.testing.assert_array_equal(np.reshape(data.x, (100, 6)), x)
+    (tmp_path / "w.parquet").write_bytes(b"PAR1 broken")
+    with pytest.raises(InputError, match=r"w\.parquet: not a Parquet file"):
+        hello_of(tmp_path / "w.parquet")
+
+
+@pytest.mark.skipif(find_spec("pyarrow") is not None, reason="pyarrow is there")
+def test_without_pyarrow_parquet_names_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "w.parquet").touch()
+    with pytest.raises(InputError, match=r"w\.parquet: to read Parquet, `pip install pyarrow`"):
+        hello_of(tmp_path / "w.parquet")
+
+
+def test_a_function_of_the_user_s_gives_each_client_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_sensors.py").write_text(
+        "import numpy as np\n"
+        "def load(client_id):\n"
+        "    return np.zeros((client_id, 8, 8)), np.full(client_id, client_id)\n"
+        "def fails(client_id):\n"
+        "    return {}[client_id]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")
+    assert hello_of("own_sensors:load", 2, 5) == ((2, 5), (2, 5), False)
+    assert owned("own_sensors:load", 5).y.tolist() == [5] * 5
+    for data, reason in {
+        "own_sensors:fails": "client 7: KeyError: 7",
+        "own_sensors:absent": "client 7: AttributeError: module 'own_sensors'",
+        "no_such_module:load": "client 7: ModuleNotFoundError: No module named",
+    }.items():
+        with pytest.raises(InputError, match=f"^--data {data}: {reason}"):
+            hello_of(data)
+    with pytest.raises(InputError, match=r"client 0: 'x' must be a non-empty array"):
+        hello_of("own_sensors:load", 0)
+
+
+def test_of_a_known_dataset_a_client_owns_what_it_owns_in_simulation() -> None:
+    from clients.host import open_host
+
+    whole, mine = open_host(DIGITS_CONFIG), opened_by(Hosting("digits", (3, 11)))(DIGITS_CONFIG)
+    assert (mine.client_ids, mine.shared) == ((3, 11), False)
+    np.testing.assert_array_equal(mine.data_of(11).x, whole.data_of(11).x)
+    with pytest.raises(InputError, match="client 12: --data digits has clients 0 to 11"):
+        hello_of("digits", 12)
+
+
+def test_what_the_run_s_task_does_not_take_is_said_to_the_run(tmp_path: Path) -> None:
+    np.savez(tmp_path / "odd.npz", x=X[:, :5], y=Y)
+    open_ = opened_by(Hosting(str(tmp_path / "odd.npz"), (7,)))
+    with pytest.raises(InputError, match=r"shape \(5, 8\), task 'digits-cnn' takes \(1, 8, 8\)"):
+        open_(DIGITS_CONFIG)
+    np.savez(tmp_path / "odd.npz", x=X, y=Y + 5)
+    with pytest.raises(InputError, match="has label 14, task 'digits-cnn' has 10 labels"):
+        hello_of(tmp_path / "odd.npz")
+
+
+def test_what_is_nowhere_is_refused_with_what_may_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is no such file or folder; expected an \.npz"):
+        hello_of(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"has no \.csv, \.parquet or idx files"):
+        hello_of(tmp_path)
