@@ -73,3 +73,9 @@ def _trainer(config: str, open_: OpenHost, stage: str, factor: float) -> BlockTr
 @functools.lru_cache(maxsize=1)
 def _evaluator(config: str, open_: OpenHost, stage: str) -> BlockEvaluator:
     return _host(config, open_).evaluator(stage)
+
+
+def forget() -> None:
+    """Forgets what is kept for the next message: the task's own code has changed."""
+    for kept in (_host, _trainer, _evaluator):
+        kept.cache_clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import grpc
 from flwr.app import RecordDict
@@ -12,6 +13,7 @@ from clients.warm.packing import pack, unpack
 from clients.warm.protocol import METHOD, VERSION, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
 from shared_models.errors import WildflowerError
+from shared_models.tasks.own import file_of, is_own
 from shared_models.verbs import HELLO
 
 CLIENT_DEADLINE_S = 600.0
@@ -24,6 +26,8 @@ class TrainerFailed(WildflowerError):
 def ask(address: str, verb: str, config: str, content: RecordDict) -> RecordDict:
     """Returns the warm trainer's answer; raises `TrainerFailed` with the reason for the server."""
     header = Header(version=VERSION, verb=verb, config=config)
+    if is_own(task := str(tomllib.loads(config).get("task"))):
+        header.task, header.task_source = task, own_source(task)
     patience = patience_s(verb, config, content)
     with grpc.insecure_channel(address) as channel:
         call = channel.stream_stream(
@@ -42,10 +46,18 @@ def _received(answers: Iterator[Chunk]) -> Iterator[Chunk]:
     yield from answers
 
 
+def own_source(task: str) -> str:
+    """Returns the file of a user's own task, which travels in the bundle beside our packages."""
+    path = Path(__file__).parents[2] / file_of(task)
+    try:
+        return path.read_text()
+    except OSError:
+        raise TrainerFailed(f"task {task!r}: there is no {path.name} in the bundle") from None
+
+
 def patience_s(verb: str, config: str, content: RecordDict) -> float:
     """Returns how long an answer may take: the config's deadline for each client of the block."""
-    told = tomllib.loads(config).get("client_deadline_s") if config else None
-    each = float(told) if told else CLIENT_DEADLINE_S
+    each = float(tomllib.loads(config).get("client_deadline_s", CLIENT_DEADLINE_S))
     if verb == HELLO:
         return max(each, CLIENT_DEADLINE_S)  # data is loaded then
     ids = content.config_records["request"]["client_ids"]

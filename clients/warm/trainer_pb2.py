@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63lients/warm/trainer.proto\x12\x15wildflower.trainer.v1\"D\n\x05\x43hunk\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1d.wildflower.trainer.v1.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"L\n\x06Header\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x32S\n\x07Trainer\x12H\n\x06\x41nswer\x12\x1c.wildflower.trainer.v1.Chunk\x1a\x1c.wildflower.trainer.v1.Chunk(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63lients/warm/trainer.proto\x12\x15wildflower.trainer.v1\"D\n\x05\x43hunk\x12-\n\x06header\x18\x01 \x01(\x0b\x32\x1d.wildflower.trainer.v1.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"o\n\x06Header\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x0c\n\x04verb\x18\x02 \x01(\t\x12\x0e\n\x06\x63onfig\x18\x03 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x04 \x01(\x04\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x13\n\x0btask_source\x18\x06 \x01(\t2S\n\x07Trainer\x12H\n\x06\x41nswer\x12\x1c.wildflower.trainer.v1.Chunk\x1a\x1c.wildflower.trainer.v1.Chunk(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHUNK']._serialized_start=53
   _globals['_CHUNK']._serialized_end=121
   _globals['_HEADER']._serialized_start=123
-  _globals['_HEADER']._serialized_end=199
-  _globals['_TRAINER']._serialized_start=201
-  _globals['_TRAINER']._serialized_end=284
+  _globals['_HEADER']._serialized_end=234
+  _globals['_TRAINER']._serialized_start=236
+  _globals['_TRAINER']._serialized_end=319
 # @@protoc_insertion_point(module_scope)

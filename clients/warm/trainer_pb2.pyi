@@ -14,13 +14,17 @@ class Chunk(_message.Message):
     def __init__(self, header: _Optional[_Union[Header, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("version", "verb", "config", "total_bytes")
+    __slots__ = ("version", "verb", "config", "total_bytes", "task", "task_source")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     VERB_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TASK_SOURCE_FIELD_NUMBER: _ClassVar[int]
     version: int
     verb: str
     config: str
     total_bytes: int
-    def __init__(self, version: _Optional[int] = ..., verb: _Optional[str] = ..., config: _Optional[str] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+    task: str
+    task_source: str
+    def __init__(self, version: _Optional[int] = ..., verb: _Optional[str] = ..., config: _Optional[str] = ..., total_bytes: _Optional[int] = ..., task: _Optional[str] = ..., task_source: _Optional[str] = ...) -> None: ...

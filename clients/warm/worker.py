@@ -31,9 +31,10 @@ def main(descriptor: int, hosting_json: str) -> None:
     os.nice(_NICE)
     import torch
 
-    from clients.answers import answer
+    from clients.answers import answer, forget
     from clients.local_data import opened_by
     from clients.warm.packing import pack, unpack
+    from shared_models.tasks.own import adopt
 
     torch.set_num_threads(hosting.threads)
     try:
@@ -46,6 +47,8 @@ def main(descriptor: int, hosting_json: str) -> None:
         chunk = Chunk.FromString(frame)
         header = chunk.header
         try:
+            if header.task_source and adopt(header.task, header.task_source):
+                forget()
             return DONE + pack(answer(header.verb, header.config, unpack(chunk.data), open_))
         except Exception as error:  # whatever it is, the server is to know, and the next may do
             return FAILED + _told(error)

@@ -10,8 +10,11 @@ from shared_models.errors import InputError
 _PACKAGES = ("server", "clients", "shared_models")
 
 
-def build_bundle(root: Path = Path(__file__).parents[2]) -> bytes:
-    """Returns Flower's bundle (a FAB) of the packages in `root`; equal code gives equal bytes."""
+def build_bundle(root: Path = Path(__file__).parents[2], own: Path | None = None) -> bytes:
+    """Returns Flower's bundle (a FAB) of the packages in `root`; equal code gives equal bytes.
+
+    `own` is a user's file with the task of the run: it lies beside the packages.
+    """
     from flwr.cli.build import build_fab_from_files
 
     files = {name: root / name for name in ("pyproject.toml", "README.md")}
@@ -21,8 +24,10 @@ def build_bundle(root: Path = Path(__file__).parents[2]) -> bytes:
             "or an editable install (`pip install -e`)"
         )
     for package in _PACKAGES:
-        own = sorted((root / package).rglob("*.py"))
-        files |= {path.relative_to(root).as_posix(): path for path in own}
+        found = sorted((root / package).rglob("*.py"))
+        files |= {path.relative_to(root).as_posix(): path for path in found}
+    if own is not None:
+        files[own.name] = own
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of a library that Flower uses
         bundle, _ = build_fab_from_files(files)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -76,13 +77,16 @@ class Remote:
     ) -> None:
         self._stack.close()
 
-    def start(self, run: str, config: str, *, resume: bool) -> int:
-        """Starts a run with our own code; returns the number that Flower gives it."""
+    def start(self, run: str, config: str, *, resume: bool, own: Path | None = None) -> int:
+        """Starts a run with our own code, and the file of a user's `own` task.
+
+        Returns the number that Flower gives it.
+        """
         from flwr.common.serde import fab_to_proto, user_config_to_proto
         from flwr.proto.control_pb2 import StartRunRequest
         from flwr.supercore.fab import Fab
 
-        bundle = build_bundle()
+        bundle = build_bundle(own=own)
         fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
         settings: dict[str, bool | float | int | str] = {"config": config, "run": run}
         request = StartRunRequest(

@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from server.events import Event, Notice, Observer, RoundFinished
 from shared_models.config import Config, to_toml
 from shared_models.errors import InputError, Interrupted, ServerError, one_line
 from shared_models.files import write_atomic, write_json
+from shared_models.tasks import load_task
+from shared_models.tasks.own import file_of, is_own
 
 if TYPE_CHECKING:
     from deploy.fleet.remote import FlowerRun, Remote
@@ -80,6 +83,10 @@ def submit(remote: Remote, config: Config, run: str, folder: Path) -> Submission
     """Starts a run on the server and makes its folder here."""
     text = to_toml(config)
     submission = Submission(remote.connection.address, run, 0)
+    if is_own(config.task):
+        load_task(config.task)  # what is wrong with it is better told here
+        file = file_of(config.task)
+        write_atomic(folder / file, Path(file).read_bytes())
     write_atomic(folder / "config.toml", text.encode())
     submission.save(folder)
     return _started(remote, submission, text, folder, resume=False)
@@ -94,7 +101,9 @@ def submit_again(remote: Remote, submission: Submission, folder: Path) -> Submis
 def _started(
     remote: Remote, submission: Submission, config: str, folder: Path, *, resume: bool
 ) -> Submission:
-    number = remote.start(submission.run, config, resume=resume)
+    task = tomllib.loads(config)["task"]
+    own = folder / file_of(task) if is_own(task) else None
+    number = remote.start(submission.run, config, resume=resume, own=own)
     started = replace(submission, flower_run=number)
     started.save(folder)
     return started

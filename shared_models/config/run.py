@@ -13,6 +13,7 @@ from shared_models.config.stages import ExportStage, Stage, TrainStage
 from shared_models.config.tables import Count, Name, Positive, Table
 from shared_models.errors import did_you_mean
 from shared_models.tasks import TASKS
+from shared_models.tasks.own import is_own
 
 # Where a run runs decides no byte of its result, and faults are mended before a run goes on:
 # a run that is resumed may change these.
@@ -25,6 +26,7 @@ class Config(Table):
     name: Name = "run"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     task: str
+    """One of `wildflower models`, or `module:attribute` of your own in `module.py`."""
     engine: Literal["inline", "ray"] = "inline"
     """`inline` trains in this process, `ray` in workers of one thread each: with equal results."""
     workers: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -46,7 +48,7 @@ class Config(Table):
     @field_validator("task")
     @classmethod
     def _task_exists(cls, task: str) -> str:
-        if task not in TASKS:
+        if task not in TASKS and not is_own(task):
             raise ValueError(f": {task!r} does not exist; {did_you_mean(task, TASKS)}")
         return task
 

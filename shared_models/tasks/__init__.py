@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from shared_models.errors import InputError, did_you_mean
+from shared_models.tasks.own import is_own, load_own
 
 if TYPE_CHECKING:
     from shared_models.task import Task
@@ -23,7 +24,12 @@ TASKS = {
 
 
 def load_task(name: str) -> Task:
-    """Returns a task by name; raises `InputError` that names the nearest one when there is none."""
+    """Returns a task by its name, or a user's own by `module:attribute`.
+
+    Raises `InputError` that names the nearest one when there is none.
+    """
+    if is_own(name):
+        return load_own(name)
     if name not in TASKS:
         raise InputError(f"task {name!r} does not exist; {did_you_mean(name, TASKS)}")
     module, attribute = TASKS[name].split(":")

@@ -1,0 +1,86 @@
+"""A user's own task: `module:attribute`, the module being one file.
+
+Where a run is begun the file lies in the current folder; on a fleet's server it is in the bundle;
+to a device's trainer its source is handed over.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from shared_models.errors import InputError, one_line
+
+if TYPE_CHECKING:
+    from shared_models.task import Task
+
+_REFERENCE = re.compile(r"([A-Za-z_]\w*):([A-Za-z_]\w*)", re.ASCII)
+_SOURCE = "__wildflower_source__"
+
+
+def is_own(name: str) -> bool:
+    """Whether a task's name is a reference to a user's file.
+
+    >>> is_own("ours:TASK"), is_own("mnist-cnn")
+    (True, False)
+    """
+    return _REFERENCE.fullmatch(name) is not None
+
+
+def file_of(name: str) -> str:
+    """Returns the name of the file that a reference is about."""
+    return name.partition(":")[0] + ".py"
+
+
+def load_own(name: str) -> Task:
+    """Returns a user's task; raises `InputError` that names the file and what is wrong in it."""
+    from shared_models.task import Task
+
+    module, _, attribute = name.partition(":")
+    path = Path(file_of(name))
+    if not hasattr(sys.modules.get(module), _SOURCE) and path.is_file():
+        adopt(name, path.read_text())
+    try:
+        task = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        missing = f"there is no {path} in {Path.cwd()}" if error.name == module else str(error)
+        raise InputError(f"task {name!r}: {missing}") from None
+    except AttributeError:
+        raise InputError(f"task {name!r}: {path} has no {attribute!r}") from None
+    if not isinstance(task, Task):
+        raise InputError(f"task {name!r}: is a {type(task).__name__}, not a Task")
+    return task
+
+
+def adopt(name: str, source: str) -> bool:
+    """Makes a user's source the module of a reference; returns whether it is new.
+
+    Raises `InputError` when it does not run, or is called like a module that is there.
+    """
+    module = name.partition(":")[0]
+    known = sys.modules.get(module)
+    if getattr(known, _SOURCE, None) == source:
+        return False
+    if _is_installed(module) if known is None else not hasattr(known, _SOURCE):
+        raise InputError(f"task {name!r}: there is a module {module!r} already; rename the file")
+    made = ModuleType(module)
+    setattr(made, _SOURCE, source)
+    sys.modules[module] = made  # before it runs: a dataclass in it looks itself up
+    try:
+        exec(compile(source, file_of(name), "exec"), made.__dict__)  # noqa: S102 - it is the task
+    except Exception as error:  # it is somebody else's code
+        del sys.modules[module]
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise InputError(f"task {name!r}: {file_of(name)} does not run: {reason}") from None
+    return True
+
+
+def _is_installed(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    # The file itself may be found, where the folder that it lies in is on the path.
+    return spec is not None and Path(spec.origin or "").resolve() != Path(f"{module}.py").resolve()
