@@ -68,7 +68,7 @@ def test_a_task_in_a_file_of_ones_own_is_trained(tmp_path: Path) -> None:
     [
         (None, "mine:TASK", "task 'mine:TASK': there is no mine.py in"),
         (MINE, "mine:OTHER", "task 'mine:OTHER': mine.py has no 'OTHER'"),
-        ("TASK = 7", "mine:TASK", "task 'mine:TASK': is a int, not a Task"),
+        ("TASK = 7", "mine:TASK", "task 'mine:TASK': is of type int, not a Task"),
         ("1 / 0", "mine:TASK", "mine.py does not run: ZeroDivisionError: division by zero"),
         (MINE, "mine.TASK", "task: 'mine.TASK' does not exist"),
     ],

@@ -6,7 +6,6 @@ to a device's trainer its source is handed over.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import re
 import sys
@@ -42,19 +41,24 @@ def load_own(name: str) -> Task:
     from shared_models.task import Task
 
     module, _, attribute = name.partition(":")
-    path = Path(file_of(name))
-    if not hasattr(sys.modules.get(module), _SOURCE) and path.is_file():
+    if not hasattr(sys.modules.get(module), _SOURCE):
+        path = next((path for path in _places(module) if path.is_file()), None)
+        if path is None:
+            raise InputError(f"task {name!r}: there is no {file_of(name)} in {Path.cwd()}")
         adopt(name, path.read_text())
     try:
-        task = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        missing = f"there is no {path} in {Path.cwd()}" if error.name == module else str(error)
-        raise InputError(f"task {name!r}: {missing}") from None
+        task = getattr(sys.modules[module], attribute)
     except AttributeError:
-        raise InputError(f"task {name!r}: {path} has no {attribute!r}") from None
+        raise InputError(f"task {name!r}: {file_of(name)} has no {attribute!r}") from None
     if not isinstance(task, Task):
-        raise InputError(f"task {name!r}: is a {type(task).__name__}, not a Task")
+        raise InputError(f"task {name!r}: is of type {type(task).__name__}, not a Task")
     return task
+
+
+def _places(module: str) -> tuple[Path, Path]:
+    """Returns where the file may be: in a bundle beside our packages, or in the current folder."""
+    file = f"{module}.py"
+    return Path(__file__).parents[2] / file, Path(file).absolute()
 
 
 def adopt(name: str, source: str) -> bool:
@@ -81,6 +85,6 @@ def adopt(name: str, source: str) -> bool:
 
 
 def _is_installed(module: str) -> bool:
+    """Whether there is another module of this name; the file's folder may well be on the path."""
     spec = importlib.util.find_spec(module)
-    # The file itself may be found, where the folder that it lies in is on the path.
-    return spec is not None and Path(spec.origin or "").resolve() != Path(f"{module}.py").resolve()
+    return spec is not None and Path(spec.origin or "") not in _places(module)
