@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
+
 WILDFLOWER = str(Path(sys.executable).parent / "wildflower")
-MINE = """
-from torch import nn
-
-from shared_models.inputs import InputSpec
-from shared_models.tasks.classification import classification
-
-
-class Mine(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x):
-        return self.head(x.flatten(1))
-
-
-TASK = classification("mine", "digits", InputSpec(shape=(1, 8, 8), std=(16.0,)), Mine)
-"""
+MINE = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "docs" / "run.md").read_text())[0]
 CONFIG = """
 name = "mine"
 task = "mine:TASK"
