@@ -151,11 +151,10 @@ class NearBy:
     state: Path
     script: Iterator[str] = field(default_factory=lambda: iter(()))
     started: list[bool] = field(default_factory=list)
-    status: str = "running"
     connection: Connection = field(default_factory=lambda: Connection("127.0.0.1:1", None))
 
-    def start(self, run: str, config: str, *, resume: bool) -> int:
-        del config
+    def start(self, run: str, config: str, *, resume: bool, own: Path | None = None) -> int:
+        del config, own
         (self.state / run).mkdir(parents=True, exist_ok=True)
         self.started.append(resume)
         return len(self.started)
