@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import subprocess
@@ -47,10 +48,10 @@ class WorkerProcess:
         self._memory_mb = memory_mb
         self._first = b""
         self._began = time.monotonic()
-        descriptor = str(theirs.fileno())
+        told = [str(theirs.fileno()), str(os.getpid()), hosting_json]
         with log.open("ab") as out, theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "clients.warm.worker", descriptor, hosting_json],
+                [sys.executable, "-P", "-m", "clients.warm.worker", *told],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=out,

@@ -1,4 +1,4 @@
-"""The process that stays warm: `python -m clients.warm.worker DESCRIPTOR HOSTING`.
+"""The process that stays warm: `python -m clients.warm.worker DESCRIPTOR PARENT HOSTING`.
 
 It reads frames from the socket with this descriptor, answers each, and ends with its service.
 """
@@ -20,9 +20,9 @@ _NICE = 5  # the device has other things to do
 READY, DONE, FAILED = b"r", b"d", b"f"
 
 
-def main(descriptor: int, hosting_json: str) -> None:
+def main(descriptor: int, parent: int, hosting_json: str) -> None:
     """Answers until the service is gone."""
-    _end_with(os.getppid())
+    _end_with(parent)
     end = socket.socket(fileno=descriptor)
     from clients.hosting import Hosting
 
@@ -76,6 +76,6 @@ def _end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     try:
-        main(int(sys.argv[1]), sys.argv[2])
+        main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
     except Closed:
         sys.exit(0)

@@ -25,7 +25,7 @@ from deploy.fleet.connection import Connection
 from deploy.fleet.disk import bound_log, prune_apps
 from deploy.fleet.environment import flower_environment
 from deploy.fleet.probe import fault_of
-from deploy.fleet.processes import adopt_orphans, end_descendants
+from deploy.fleet.processes import PARENT_VARIABLE, adopt_orphans, end_descendants
 from deploy.fleet.stopping import Stop, stop_on_signals
 from shared_models.errors import InputError, Interrupted, one_line
 from shared_models.files import locked
@@ -36,6 +36,9 @@ _STABLE_S = 60.0
 _STOP_S = 10.0
 _TIDY_S = 60.0
 _LONGEST_SOCKET = 100  # bytes; the system's bound on the path of a Unix socket is a little more
+# What Flower says when the server knows no such key, or a node with this key is online.
+_NOT_ADMITTED = "Failed to activate SuperNode"
+_FLOWERS_EXIT = "Exit Code: "
 
 Say = Callable[[str], None]
 
@@ -131,8 +134,9 @@ class _Supervisor:
                 if not is_connected and "SuperNode ID" in _said(self._device.log, seen):
                     is_connected = True
                     self._tell(f"connected to {self._device.connection.address}")
-                if node.poll() is not None or executor.poll() is not None:
-                    return _why(_said(self._device.log, seen))
+                for name, process in {"SuperNode": node, "SuperExec": executor}.items():
+                    if process.poll() is not None:
+                        return _why(name, process.returncode, _said(self._device.log, seen))
                 if time.monotonic() - tidied >= _TIDY_S:
                     _tidy(self._device)
                     tidied = time.monotonic()
@@ -167,20 +171,20 @@ def _start(device: Device, place: Path) -> tuple[subprocess.Popen[bytes], subpro
     else:
         node += ["--root-certificates", str(device.connection.ca)]
         node += ["--auth-supernode-private-key", str(device.key)]
-    executor = [str(Path(sys.executable).parent / "flower-superexec"), "--insecure", *own]
-    executor += ["--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(os.getpid())]
-    return _popen(device, [sys.executable, "-P", *node]), _popen(device, executor)
+    executor = ["-m", "deploy.fleet.superexec", "--insecure", *own]
+    executor += ["--runtime-api-address", f"127.0.0.1:{port}"]
+    return _popen(device, node), _popen(device, executor)
 
 
-def _popen(device: Device, command: list[str]) -> subprocess.Popen[bytes]:
+def _popen(device: Device, module: list[str]) -> subprocess.Popen[bytes]:
     # Of its own session: a Ctrl-C in the terminal is for us to pass on, in the right order.
     with device.log.open("ab") as log:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-P", *module],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=flower_environment(device.flower_home),
+            env=flower_environment(device.flower_home) | {PARENT_VARIABLE: str(os.getpid())},
             start_new_session=True,
         )
 
@@ -200,12 +204,18 @@ def _said(log: Path, since: int) -> str:
         return file.read().decode(errors="replace")
 
 
-def _why(said: str) -> str:
-    """Returns why a SuperNode ended, in our words where they are better than Flower's."""
-    if "Invalid SuperNode authentication" in said or "public key" in said.lower():
-        return "the server does not know this device's key: there, `wildflower server add-client`"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"the SuperNode ended: {one_line(lines[-1]) if lines else 'it said nothing'}"
+def _why(name: str, code: int, said: str) -> str:
+    """Returns why one of Flower's processes ended, in our words where they are better."""
+    if _NOT_ADMITTED in said:
+        return (
+            "the server does not admit this device: its key is not registered there "
+            "(`wildflower server add-client`), or the server still holds it for connected"
+        )
+    _, found, after = said.rpartition(_FLOWERS_EXIT)
+    reasons = after.splitlines()[1:2] if found else []
+    if reasons:
+        return f"the {name} ended: {one_line(reasons[0])}"
+    return f"the {name} died ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
 
 
 def _free_port() -> int:

@@ -12,6 +12,9 @@ from collections.abc import Iterable
 
 import psutil
 
+PARENT_VARIABLE = "WILDFLOWER_PARENT"
+"""Names the process with which those that it starts have to end."""
+
 _PR_SET_CHILD_SUBREAPER = 36
 
 

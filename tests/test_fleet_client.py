@@ -1,0 +1,342 @@
+"""A device as a process: it goes on trying, says what is wrong, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from deploy.cli import run
+from deploy.cli.client import hosted
+from deploy.fleet.certificates import Signed, make_certificate
+from deploy.fleet.connection import Connection
+from deploy.fleet.disk import bound_log, prune_apps, size_bytes
+from deploy.fleet.home import ServerHome, create_home
+from deploy.fleet.node_keys import make_node_key
+from deploy.fleet.probe import fault_of
+from deploy.fleet.registry import add_client
+from shared_models.errors import InputError
+from tests.test_fleet_credentials import listening
+from tests.test_fleet_server import started
+
+WILDFLOWER = str(Path(sys.executable).parent / "wildflower")
+MB = 2**20
+
+
+@dataclass
+class Client:
+    """A client that was started from the command line, and what it says."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    seen: set[psutil.Process]
+
+    def said(self) -> str:
+        return self.output.read_text()
+
+    def family(self) -> set[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.seen |= set(psutil.Process(self.process.pid).children(recursive=True))
+        return {process for process in self.seen if lives(process)}
+
+    def node(self) -> psutil.Process | None:
+        return next((p for p in self.family() if "deploy.fleet.supernode" in words_of(p)), None)
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def words_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def device(folder: Path, *options: str) -> Iterator[Client]:
+    command = [WILDFLOWER, "client", "--state", str(folder / "state"), *options]
+    output = folder / f"out-{time.monotonic_ns()}"
+    with output.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+    client = Client(process, output, set())
+    try:
+        yield client
+    finally:
+        client.family()
+        process.terminate()
+        try:
+            process.wait(30)
+        finally:
+            for left in client.family():
+                left.kill()
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[str]:
+    """A server that takes connections and says nothing: as good as none, but it can be reached."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def own(folder: Path) -> tuple[str, ...]:
+    np.savez(folder / "mine.npz", x=np.zeros((4, 8, 8)), y=np.arange(4))
+    return ("--data", str(folder / "mine.npz"), "--client-id", "7")
+
+
+def nobody() -> str:
+    with silence() as address:
+        return address
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_without_a_server_it_goes_on_trying_and_ends_when_told(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    address = nobody()
+    with device(tmp_path, "--server", address, "--insecure", *own(tmp_path)) as client:
+        wait_for(lambda: "cannot be reached" in client.said())
+        time.sleep(2.5)  # it has tried again by now
+        assert client.said().count(f"{address} cannot be reached: connection refused") == 1
+        assert client.family()
+        client.process.send_signal(number)
+        assert client.process.wait(20) == code
+        assert client.family() == set()
+        assert "Traceback" not in client.said()
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_all_that_it_starts_ends_with_it_even_when_it_is_killed(
+    tmp_path: Path, *, is_early: bool
+) -> None:
+    log = tmp_path / "state" / "supernode.log"
+    with (
+        silence() as address,
+        device(tmp_path, "--server", address, "--insecure", *own(tmp_path)) as client,
+    ):
+        wait_for(lambda: len(client.family()) >= 3)  # a trainer, a SuperNode, a SuperExec
+        wait_for(lambda: is_early or "Uvicorn running" in log.read_text())
+        assert len(client.family()) == 3
+        client.process.kill()
+        wait_for(lambda: not client.family(), 20)
+
+
+def test_a_supernode_that_dies_is_started_anew_and_the_trainer_stays(tmp_path: Path) -> None:
+    log = tmp_path / "state" / "supernode.log"
+    with (
+        silence() as address,
+        device(tmp_path, "--server", address, "--insecure", *own(tmp_path)) as client,
+    ):
+        wait_for(lambda: "Uvicorn running" in log.read_text() if log.exists() else False)
+        first = client.node()
+        trainer = {p for p in client.family() if "clients.warm.worker" in words_of(p)}
+        assert first is not None
+        first.kill()
+        wait_for(lambda: client.node() not in {None, first})
+        assert trainer <= client.family()
+        assert "the SuperNode died (signal 9); trying again" in client.said()
+
+
+def test_its_files_are_its_owner_s_and_one_client_has_them(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    with (
+        silence() as address,
+        device(tmp_path, "--server", address, "--insecure", *own(tmp_path)) as client,
+    ):
+        wait_for(client.node)
+        assert stat.S_IMODE(state.stat().st_mode) == 0o700
+        for name in ("superexec.secret", "trainer.sock"):
+            assert stat.S_IMODE((state / name).stat().st_mode) == 0o600
+        with device(tmp_path, "--server", address, "--insecure", *own(tmp_path)) as second:
+            assert second.process.wait(30) == 2
+            assert "another client runs on this folder" in second.said()
+        assert client.process.poll() is None
+
+
+def test_data_that_cannot_be_read_ends_it_at_once_in_one_line(tmp_path: Path) -> None:
+    data = ("--data", str(tmp_path / "none.npz"), "--client-id", "7")
+    with device(tmp_path, "--server", nobody(), "--insecure", *data) as client:
+        assert client.process.wait(60) == 2
+        assert client.said().splitlines()[-1].endswith("none.npz: there is no such file")
+        assert "Traceback" not in client.said()
+        assert client.family() == set()
+
+
+def test_a_server_of_another_authority_is_named(tmp_path: Path) -> None:
+    home, mine = fleet(tmp_path / "home"), fleet(tmp_path / "mine")
+    key = tmp_path / "client.key"
+    key.write_bytes(make_node_key().private)
+    key.chmod(0o600)
+    with listening(home.certificate, home.key) as port:
+        access = ("--server", f"127.0.0.1:{port}", "--key", str(key), "--ca", str(mine.ca))
+        with device(tmp_path, *access, *own(tmp_path)) as client:
+            wait_for(lambda: "trying again" in client.said())
+            assert "certificate is not signed by this device's ca.pem" in client.said()
+            assert client.node() is None  # nothing is said to such a server
+
+
+def fleet(path: Path) -> ServerHome:
+    home = ServerHome(path)
+    create_home(home, [], 365)
+    return home
+
+
+def shown(home: ServerHome, folder: Path, names: list[str], days: int) -> tuple[Path, Path]:
+    authority = Signed(home.ca.read_bytes(), home.ca_key.read_bytes())
+    made = make_certificate(authority, names, days)
+    certificate, key = folder / "shown.pem", folder / "shown.key"
+    certificate.write_bytes(made.certificate)
+    key.write_bytes(made.key)
+    return certificate, key
+
+
+@pytest.mark.parametrize(
+    ("names", "days", "reason"),
+    [
+        (["127.0.0.1"], -1, "the server's certificate has expired"),
+        (["fleet.example.org"], 30, "certificate is for other names than 127.0.0.1"),
+    ],
+)
+def test_a_certificate_that_is_unfit_is_named(
+    tmp_path: Path, names: list[str], days: int, reason: str
+) -> None:
+    home = fleet(tmp_path / "home")
+    with listening(*shown(home, tmp_path, names, days)) as port:
+        assert reason in str(fault_of(Connection(f"127.0.0.1:{port}", home.ca, None)))
+
+
+def test_a_good_certificate_is_no_fault_and_a_server_without_tls_is_one(tmp_path: Path) -> None:
+    home = fleet(tmp_path / "home")
+    with listening(home.certificate, home.key) as port:
+        assert fault_of(Connection(f"127.0.0.1:{port}", home.ca, None)) is None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        answering(server)
+        assert fault_of(Connection(address, home.ca, None)) == f"{address} does not speak TLS"
+
+
+def answering(server: socket.socket) -> None:
+    """Answers the next connection as a web server without TLS does."""
+    if os.fork() == 0:
+        connection, _ = server.accept()
+        connection.recv(100)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        connection.close()
+        os._exit(0)
+
+
+@pytest.mark.slow
+def test_a_key_is_refused_until_it_is_registered_and_the_node_stays_the_same(
+    tmp_path: Path,
+) -> None:
+    home = fleet(tmp_path / "fleet")
+    pair = make_node_key("watch-1")
+    key = tmp_path / "client.key"
+    key.write_bytes(pair.private)
+    key.chmod(0o600)
+    with started(home) as server:
+        access = ("--server", f"127.0.0.1:{server.port}", "--key", str(key), "--ca", str(home.ca))
+        with device(tmp_path, *access, *own(tmp_path)) as client:
+            wait_for(lambda: "does not admit this device: its key" in client.said())
+            add_client(home, "watch-1", pair.public)
+            wait_for(lambda: "connected to" in client.said(), 90)
+            node = client.node()
+            assert node is not None
+            node.kill()
+            wait_for(lambda: ids_in(tmp_path / "state" / "supernode.log") >= 2, 90)
+            assert len(set(found_ids(tmp_path / "state" / "supernode.log"))) == 1
+
+
+def found_ids(log: Path) -> list[str]:
+    lines = log.read_text(errors="replace").splitlines()
+    return [line.rsplit(maxsplit=1)[-1] for line in lines if "SuperNode ID" in line]
+
+
+def ids_in(log: Path) -> int:
+    return len(found_ids(log))
+
+
+def test_the_newest_bundle_is_kept_and_older_ones_make_room(tmp_path: Path) -> None:
+    for age, name in enumerate(("new", "old", "oldest")):
+        bundle = tmp_path / "apps" / name
+        bundle.mkdir(parents=True)
+        (bundle / "code.py").write_bytes(bytes(MB))
+        os.utime(bundle, (1e9 - age, 1e9 - age))
+    prune_apps(tmp_path, 2 * MB)
+    assert {path.name for path in (tmp_path / "apps").iterdir()} == {"new", "old"}
+    prune_apps(tmp_path, 0)
+    assert {path.name for path in (tmp_path / "apps").iterdir()} == {"new"}
+
+
+def test_a_log_begins_anew_while_its_writer_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("ab", buffering=0) as writer:
+        for _ in range(5):
+            writer.write(bytes(MB))
+            bound_log(log, 2 * MB)
+            assert size_bytes(tmp_path) <= 2 * 3 * MB
+        writer.write(b"the end")
+    assert log.read_bytes().endswith(b"the end")
+
+
+@pytest.mark.parametrize(
+    ("client_id", "hosts", "reason"),
+    [
+        (None, None, "expected one of --client-id"),
+        (1, "2", "expected one of --client-id"),
+        (None, "a-b", "'a-b' is not a client id or a range"),
+        (None, "9-3", "'9-3' is not a range from small to large"),
+        (None, "1-3,2", "names a client twice"),
+        (None, "0-999999999", "is not a range"),
+        (None, "", "'' is not a client id"),
+    ],
+)
+def test_hosts_that_cannot_be_meant_are_refused(
+    client_id: int | None, hosts: str | None, reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        hosted(client_id, hosts)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ((), "expected --credentials DIR"),
+        (("--credentials", "d", "--key", "k"), "contradicts --key and --ca"),
+        (("--insecure", "--credentials", "d"), "--insecure contradicts --credentials"),
+        (("--credentials", "nowhere"), "nowhere/client.key"),
+        (("--insecure", "--when", "test '"), "--when test '"),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(
+    options: tuple[str, ...], reason: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    at = ("--server", "127.0.0.1:9", "--state", str(tmp_path / "state"), *own(tmp_path))
+    assert run(["client", *at, *options]) == 2
+    told = capsys.readouterr().err
+    assert reason in told
+    assert told.count("\n") == 1
+    assert not (tmp_path / "state").exists()
