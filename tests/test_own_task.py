@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import ROOT
 
 WILDFLOWER = str(Path(sys.executable).parent / "wildflower")
-MINE = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "docs" / "run.md").read_text())[0]
+BLOCKS = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "docs" / "run.md").read_text())
+MINE = next(block for block in BLOCKS if "TASK = " in block)
 CONFIG = """
 name = "mine"
 task = "mine:TASK"
