@@ -25,7 +25,7 @@ from deploy.fleet.connection import Connection
 from deploy.fleet.disk import bound_log, prune_apps
 from deploy.fleet.environment import flower_environment
 from deploy.fleet.probe import fault_of
-from deploy.fleet.processes import PARENT_VARIABLE, adopt_orphans, end_descendants
+from deploy.fleet.processes import adopt_orphans, end_descendants
 from deploy.fleet.stopping import Stop, stop_on_signals
 from shared_models.errors import InputError, Interrupted, one_line
 from shared_models.files import locked
@@ -184,7 +184,7 @@ def _popen(device: Device, module: list[str]) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env=flower_environment(device.flower_home) | {PARENT_VARIABLE: str(os.getpid())},
+            env=flower_environment(device.flower_home),
             start_new_session=True,
         )
 

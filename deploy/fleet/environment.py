@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from deploy.fleet.processes import PARENT_VARIABLE
+
 
 def flower_environment(flower_home: Path) -> dict[str, str]:
     """Returns this process's environment for one of Flower's, which unpacks bundles in its home."""
@@ -14,6 +16,7 @@ def flower_environment(flower_home: Path) -> dict[str, str]:
         **os.environ,
         "PATH": os.pathsep.join([programs, os.environ.get("PATH", os.defpath)]),
         "PYTHONUNBUFFERED": "1",
+        PARENT_VARIABLE: str(os.getpid()),
         "FLWR_HOME": str(flower_home.absolute()),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

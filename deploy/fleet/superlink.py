@@ -30,7 +30,7 @@ from starlette.responses import JSONResponse
 
 from deploy.fleet.connection import TOKEN_HEADER, read_token
 from deploy.fleet.home import ServerHome
-from deploy.fleet.processes import end_with_parent
+from deploy.fleet.processes import PARENT_VARIABLE, end_with_parent
 from deploy.fleet.run_files import routes
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def extension(home: ServerHome) -> ModuleType:
 
 def main() -> None:
     """Runs the SuperLink with the options of the command line, which are Flower's own."""
-    parent = os.getppid()
+    parent = int(os.environ[PARENT_VARIABLE])  # os.getppid() is another's if it died already
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     # Not below `flwr.ee` in the table of modules: the rest of Flower still sees that there is none.
     sys.modules[_HOOK] = extension(ServerHome(Path(os.environ[STATE_VARIABLE])))
