@@ -73,8 +73,8 @@ def _train(grid: Grid, settings: RunConfig, path: Path, observe: Observer) -> No
     config, resume = _config(settings), bool(settings.get("resume"))
     # Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
     config = config.model_copy(update={"plan": config.settled_plan})
-    folder = open_run(config, path, resume=resume)
     check_devices(config)
+    folder = open_run(config, path, resume=resume)
     if settings.get("run"):
         wait_until_free(folder)
     learn(config, folder, make_transport(grid, config.client_deadline_s), observe)
