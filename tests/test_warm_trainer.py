@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -217,6 +218,24 @@ def test_who_waited_for_too_long_behind_another_ends_nobody_s_training(tmp_path:
             ask(address, TRAIN_BLOCK, config("client_deadline_s = 0.1\n"), block((0, 3)))
         wait_for(lambda: health(address) == SERVING)
         assert service.worker_pid == pid
+
+
+def test_a_service_that_ends_in_the_middle_of_a_training_leaves_no_worker(tmp_path: Path) -> None:
+    before = workers()
+    with trainer(tmp_path, "digits") as (service, address), ThreadPoolExecutor() as threads:
+        wait_for(lambda: health(address) == SERVING)
+        os.kill(service.worker_pid, signal.SIGSTOP)
+        asked = threads.submit(ask, address, TRAIN_BLOCK, config(), block())
+        time.sleep(0.3)  # it is at it
+        service.__exit__()
+        assert isinstance(asked.exception(10), TrainerFailed)
+        time.sleep(0.3)  # what was begun anew would be there by now
+        assert workers() == before
+
+
+def workers() -> set[psutil.Process]:
+    children = psutil.Process().children()
+    return {child for child in children if "clients.warm.worker" in child.cmdline()}
 
 
 def test_a_trainer_that_takes_too_much_memory_is_ended_with_the_figures(own: Path) -> None:

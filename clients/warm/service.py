@@ -49,6 +49,7 @@ class TrainerService:
     def __init__(self, place: Path, hosting_json: str, log: Path, limits: Limits) -> None:
         self._hosting_json, self._log, self._limits = hosting_json, log, limits
         self._busy = threading.Lock()
+        self._ended = threading.Event()
         self._health = health.HealthServicer()
         self._start()
         self._server = grpc.server(ThreadPoolExecutor(_CALLS))
@@ -68,8 +69,10 @@ class TrainerService:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()  # nobody is wanted any more, so that whoever is busy lets go
         self._server.stop(grace=None).wait()
-        self._worker.kill()
+        with self._busy:
+            self._worker.kill()
 
     @property
     def worker_pid(self) -> int:
@@ -102,8 +105,9 @@ class TrainerService:
     def _wait_for(self, worker: WorkerProcess) -> None:
         with self._busy:
             try:
-                worker.wait(lambda: worker is self._worker)
-                self._tell(is_ready=True)
+                worker.wait(lambda: worker is self._worker and not self._ended.is_set())
+                if worker is self._worker:
+                    self._tell(is_ready=True)
             except (Died, Unfit, Unwanted, OSError, ValueError):
                 return  # who asks next is told
 
@@ -121,19 +125,27 @@ class TrainerService:
             _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"{told}: update the older one")
         if header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
             _abort(context, grpc.StatusCode.FAILED_PRECONDITION, no)
-        with self._busy:
-            if not context.is_active():  # it waited for too long: nobody's training is to blame
+        while not self._busy.acquire(timeout=0.1):
+            if not self._is_wanted(context):  # nobody's training is to blame
+                return
+        try:
+            if not self._is_wanted(context):
                 return
             answer = self._asked(Chunk(header=header, data=data), context)
+        finally:
+            self._busy.release()
         try:
             yield from cut(Header(version=VERSION, verb=header.verb), answer)
         except TooLarge as error:
             _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     def _asked(self, message: Chunk, context: Any) -> bytes:
+        def is_wanted() -> bool:
+            return self._is_wanted(context)
+
         try:
-            self._worker.wait(context.is_active)
-            return self._worker.ask(message.SerializeToString(), context.is_active)
+            self._worker.wait(is_wanted)
+            return self._worker.ask(message.SerializeToString(), is_wanted)
         except Unwanted as error:
             _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
         except Refused as error:
@@ -145,9 +157,13 @@ class TrainerService:
             self._renew()
             _abort(context, grpc.StatusCode.ABORTED, f"{error}; it is started anew")
 
+    def _is_wanted(self, context: Any) -> bool:
+        return bool(context.is_active()) and not self._ended.is_set()
+
     def _renew(self) -> None:
-        self._worker.kill()
-        self._start()
+        if not self._ended.is_set():  # else who ended it kills the worker, and no other follows
+            self._worker.kill()
+            self._start()
 
 
 def _abort(context: Any, code: grpc.StatusCode, details: str) -> NoReturn:
