@@ -245,6 +245,17 @@ def test_a_trainer_that_takes_too_much_memory_is_ended_with_the_figures(own: Pat
         with pytest.raises(TrainerFailed, match=reason):
             ask(address, HELLO, config(), RecordDict())
         wait_for(lambda: not psutil.pid_exists(pid))
+        anew = service.worker_pid
+        wait_for(lambda: not lives(anew))  # though nobody asked it anything
+        with pytest.raises(TrainerFailed, match=reason):
+            ask(address, HELLO, config(), RecordDict())
+
+
+def lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_it_is_not_ready_before_its_data_is_there_and_ends_with_its_service(own: Path) -> None:

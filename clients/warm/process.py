@@ -47,6 +47,7 @@ class WorkerProcess:
         self._end, theirs = socket.socketpair()
         self._memory_mb = memory_mb
         self._first = b""
+        self._fault = ""
         self._began = time.monotonic()
         told = [str(theirs.fileno()), str(os.getpid()), hosting_json]
         with log.open("ab") as out, theirs:
@@ -113,9 +114,14 @@ class WorkerProcess:
         except psutil.Error:
             return  # it is gone, which the socket tells
         if used > self._memory_mb:
-            raise Died(f"the trainer used {used:.0f} MB, more than --memory-mb {self._memory_mb}")
+            # At once: who is told of it may come hours later.
+            self._process.kill()
+            self._fault = f"the trainer used {used:.0f} MB, more than --memory-mb {self._memory_mb}"
+            raise Died(self._fault)
 
     def _death(self) -> str:
+        if self._fault:
+            return self._fault
         code = self._process.wait()
         return f"the trainer died ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
 
