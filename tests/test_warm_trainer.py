@@ -144,15 +144,8 @@ def test_an_error_in_the_answer_is_told_in_one_line_and_the_worker_lives_on(
     with pytest.raises(TrainerFailed, match=r"^run config: unknown key 'ronds'"):
         ask(warm[1], HELLO, config("ronds = 3\n"), RecordDict())
     with pytest.raises(TrainerFailed, match=r"^malformed message: KeyError: 'request'$"):
-        call_train_without_request(warm[1])
+        ask(warm[1], TRAIN_BLOCK, config(), RecordDict())
     assert warm[0].worker_pid == pid
-
-
-def call_train_without_request(address: str) -> None:
-    try:
-        call(address, cut(Header(version=VERSION, verb=TRAIN_BLOCK, config=config()), b""))
-    except grpc.RpcError as error:
-        raise TrainerFailed(error.details()) from None
 
 
 def test_another_version_is_refused_and_says_what_to_do(warm: tuple[TrainerService, str]) -> None:
@@ -214,7 +207,9 @@ def test_a_training_that_hangs_is_ended_at_its_deadline_and_the_next_is_answered
 def test_who_waited_for_too_long_behind_another_ends_nobody_s_training(tmp_path: Path) -> None:
     with trainer(tmp_path, "digits") as (service, address):
         pid = service.worker_pid  # it imports torch, which takes longer
-        with pytest.raises(TrainerFailed, match=r"^training hung for 0\.2 s"):
+        with pytest.raises(
+            TrainerFailed, match=r"^the trainer was busy, or still read its data, for 0\.2 s"
+        ):
             ask(address, TRAIN_BLOCK, config("client_deadline_s = 0.1\n"), block((0, 3)))
         wait_for(lambda: health(address) == SERVING)
         assert service.worker_pid == pid
@@ -285,6 +280,39 @@ def told_hello(address: str) -> str:
     except TrainerFailed as error:
         return str(error)
     return ""
+
+
+HANGS = "import time\nTASK = time.sleep(3600)\n"
+
+
+def test_a_task_of_a_user_s_own_that_hangs_is_ended_and_the_next_message_is_answered(
+    tmp_path: Path,
+) -> None:
+    with trainer(tmp_path, "digits") as (service, address):
+        wait_for(lambda: health(address) == SERVING)
+        hung = service.worker_pid
+        header = Header(version=VERSION, verb=TRAIN_BLOCK, config=config())
+        header.task, header.task_source = "hanging_task:TASK", HANGS
+        with pytest.raises(grpc.RpcError) as late:
+            call(address, cut(header, pack(block())), timeout=0.5)
+        assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        wait_for(lambda: not lives(hung))
+        assert ask(address, TRAIN_BLOCK, config(), block()).array_records
+        assert service.worker_pid != hung
+
+
+def test_a_worker_that_is_killed_in_the_middle_is_named_and_the_next_message_is_answered(
+    tmp_path: Path,
+) -> None:
+    with trainer(tmp_path, "digits") as (service, address), ThreadPoolExecutor() as threads:
+        wait_for(lambda: health(address) == SERVING)
+        os.kill(service.worker_pid, signal.SIGSTOP)  # so that it is in the middle for long enough
+        asked = threads.submit(ask, address, TRAIN_BLOCK, config(), block())
+        time.sleep(0.3)
+        assert not asked.done()
+        os.kill(service.worker_pid, signal.SIGKILL)
+        assert str(asked.exception(10)) == "the trainer died (signal 9); it is started anew"
+        assert ask(address, TRAIN_BLOCK, config(), block()).array_records
 
 
 def test_when_decides_before_each_training_and_only_then(tmp_path: Path) -> None:

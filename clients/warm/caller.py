@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from clients.warm.packing import pack, unpack
-from clients.warm.protocol import METHOD, VERSION, cut, join
+from clients.warm.protocol import BEGUN, METHOD, VERSION, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
 from shared_models.errors import WildflowerError
 from shared_models.tasks.own import file_of, is_own
@@ -60,14 +60,16 @@ def patience_s(verb: str, config: str, content: RecordDict) -> float:
     each = float(tomllib.loads(config).get("client_deadline_s", CLIENT_DEADLINE_S))
     if verb == HELLO:
         return max(each, CLIENT_DEADLINE_S)  # data is loaded then
-    ids = content.config_records["request"]["client_ids"]
+    ids = content.config_records.get("request", ConfigRecord()).get("client_ids")
     return each * max(len(ids), 1) if isinstance(ids, list) else each
 
 
 def _reason(error: grpc.RpcError, patience: float) -> str:
     code, details = error.code(), error.details()
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return f"training hung for {patience:g} s; its trainer was ended and started anew"
+        if set(BEGUN) <= {tuple(pair) for pair in error.initial_metadata() or ()}:
+            return f"training hung for {patience:g} s; its trainer was ended and started anew"
+        return f"the trainer was busy, or still read its data, for {patience:g} s"
     if code == grpc.StatusCode.UNAVAILABLE:
         return "the device's trainer is not there; `wildflower client` is what starts it"
     return str(details)

@@ -10,6 +10,7 @@ from shared_models.errors import WildflowerError
 VERSION = 1
 METHOD = "/wildflower.trainer.v1.Trainer/Answer"
 SERVICE = "wildflower.trainer.v1.Trainer"
+BEGUN = (("begun", "1"),)  # the metadata of a call that a worker is at
 PIECE_BYTES = 2**20
 MOST_BYTES = 512 * 2**20
 

@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from clients.warm.process import Died, Refused, Unfit, Unwanted, WorkerProcess
-from clients.warm.protocol import METHOD, SERVICE, VERSION, TooLarge, cut, join
+from clients.warm.protocol import BEGUN, METHOD, SERVICE, VERSION, TooLarge, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
 from shared_models.errors import InputError
 from shared_models.verbs import TRAIN_BLOCK
@@ -145,6 +145,7 @@ class TrainerService:
 
         try:
             self._worker.wait(is_wanted)
+            context.send_initial_metadata(BEGUN)
             return self._worker.ask(message.SerializeToString(), is_wanted)
         except Unwanted as error:
             _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
