@@ -177,33 +177,37 @@ def test_a_message_is_cut_into_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -
             too_much()
 
 
-def test_a_killed_worker_is_named_and_the_next_message_is_answered(tmp_path: Path) -> None:
-    with trainer(tmp_path, "digits") as (service, address):
-        wait_for(lambda: health(address) == SERVING)
-        pid = service.worker_pid
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(TrainerFailed, match=r"^the trainer died \(signal 9\); it is started"):
-            ask(address, HELLO, config(), RecordDict())
-        assert decode_hello(ask(address, HELLO, config(), RecordDict())).client_ids == (0, 3)
-        assert service.worker_pid != pid
+@pytest.mark.slow
+def test_a_killed_worker_is_named_and_the_next_message_is_answered(
+    warm: tuple[TrainerService, str],
+) -> None:
+    service, address = warm
+    wait_for(lambda: health(address) == SERVING)
+    pid = service.worker_pid
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(TrainerFailed, match=r"^the trainer died \(signal 9\); it is started"):
+        ask(address, HELLO, config(), RecordDict())
+    assert decode_hello(ask(address, HELLO, config(), RecordDict())).client_ids == (0, 3)
+    assert service.worker_pid != pid
 
 
 def test_a_training_that_hangs_is_ended_at_its_deadline_and_the_next_is_answered(
-    tmp_path: Path,
+    warm: tuple[TrainerService, str],
 ) -> None:
-    with trainer(tmp_path, "digits") as (service, address):
-        wait_for(lambda: health(address) == SERVING)
-        hung = service.worker_pid
-        os.kill(hung, signal.SIGSTOP)
-        short = config("client_deadline_s = 0.5\n")
-        large = block((0, 3))  # more than a socket holds
-        large["more"] = ConfigRecord({"of": bytes(5 * PIECE_BYTES)})
-        with pytest.raises(TrainerFailed, match=r"^training hung for 1 s; its trainer was ended"):
-            ask(address, TRAIN_BLOCK, short, large)
-        wait_for(lambda: not psutil.pid_exists(hung))
-        assert decode_hello(ask(address, HELLO, config(), RecordDict())).client_ids == (0, 3)
+    service, address = warm
+    wait_for(lambda: health(address) == SERVING)
+    hung = service.worker_pid
+    os.kill(hung, signal.SIGSTOP)
+    short = config("client_deadline_s = 0.5\n")
+    large = block((0, 3))  # more than a socket holds
+    large["more"] = ConfigRecord({"of": bytes(5 * PIECE_BYTES)})
+    with pytest.raises(TrainerFailed, match=r"^training hung for 1 s; its trainer was ended"):
+        ask(address, TRAIN_BLOCK, short, large)
+    wait_for(lambda: not psutil.pid_exists(hung))
+    assert decode_hello(ask(address, HELLO, config(), RecordDict())).client_ids == (0, 3)
 
 
+@pytest.mark.slow
 def test_who_waited_for_too_long_behind_another_ends_nobody_s_training(tmp_path: Path) -> None:
     with trainer(tmp_path, "digits") as (service, address):
         pid = service.worker_pid  # it imports torch, which takes longer
@@ -215,6 +219,7 @@ def test_who_waited_for_too_long_behind_another_ends_nobody_s_training(tmp_path:
         assert service.worker_pid == pid
 
 
+@pytest.mark.slow
 def test_a_service_that_ends_in_the_middle_of_a_training_leaves_no_worker(tmp_path: Path) -> None:
     before = workers()
     with trainer(tmp_path, "digits") as (service, address), ThreadPoolExecutor() as threads:
@@ -233,6 +238,7 @@ def workers() -> set[psutil.Process]:
     return {child for child in children if "clients.warm.worker" in child.cmdline()}
 
 
+@pytest.mark.slow
 def test_a_trainer_that_takes_too_much_memory_is_ended_with_the_figures(own: Path) -> None:
     with trainer(own, "sensors:large", limits=Limits(memory_mb=700)) as (service, address):
         pid = service.worker_pid
@@ -260,6 +266,7 @@ def test_it_is_not_ready_before_its_data_is_there_and_ends_with_its_service(own:
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.slow
 def test_data_that_cannot_be_read_is_told_at_the_start_and_again_until_it_is_there(
     own: Path,
 ) -> None:
@@ -285,26 +292,28 @@ def told_hello(address: str) -> str:
 HANGS = "import time\nTASK = time.sleep(3600)\n"
 
 
+@pytest.mark.slow
 def test_a_task_of_a_user_s_own_that_hangs_is_ended_and_the_next_message_is_answered(
-    tmp_path: Path,
+    warm: tuple[TrainerService, str],
 ) -> None:
-    with trainer(tmp_path, "digits") as (service, address):
-        wait_for(lambda: health(address) == SERVING)
-        hung = service.worker_pid
-        header = Header(version=VERSION, verb=TRAIN_BLOCK, config=config())
-        header.task, header.task_source = "hanging_task:TASK", HANGS
-        with pytest.raises(grpc.RpcError) as late:
-            call(address, cut(header, pack(block())), timeout=0.5)
-        assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        wait_for(lambda: not lives(hung))
-        assert ask(address, TRAIN_BLOCK, config(), block()).array_records
-        assert service.worker_pid != hung
+    service, address = warm
+    wait_for(lambda: health(address) == SERVING)
+    hung = service.worker_pid
+    header = Header(version=VERSION, verb=TRAIN_BLOCK, config=config())
+    header.task, header.task_source = "hanging_task:TASK", HANGS
+    with pytest.raises(grpc.RpcError) as late:
+        call(address, cut(header, pack(block())), timeout=0.5)
+    assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    wait_for(lambda: not lives(hung))
+    assert ask(address, TRAIN_BLOCK, config(), block()).array_records
+    assert service.worker_pid != hung
 
 
 def test_a_worker_that_is_killed_in_the_middle_is_named_and_the_next_message_is_answered(
-    tmp_path: Path,
+    warm: tuple[TrainerService, str],
 ) -> None:
-    with trainer(tmp_path, "digits") as (service, address), ThreadPoolExecutor() as threads:
+    service, address = warm
+    with ThreadPoolExecutor() as threads:
         wait_for(lambda: health(address) == SERVING)
         os.kill(service.worker_pid, signal.SIGSTOP)  # so that it is in the middle for long enough
         asked = threads.submit(ask, address, TRAIN_BLOCK, config(), block())
@@ -315,6 +324,7 @@ def test_a_worker_that_is_killed_in_the_middle_is_named_and_the_next_message_is_
         assert ask(address, TRAIN_BLOCK, config(), block()).array_records
 
 
+@pytest.mark.slow
 def test_when_decides_before_each_training_and_only_then(tmp_path: Path) -> None:
     charging = tmp_path / "charging"
     when = f"test -e {charging}"
