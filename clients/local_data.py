@@ -55,8 +55,13 @@ def read_own(hosting: Hosting) -> Split:
             return _of_clients(whole, hosting)
         return Split(whole.x, whole.y, np.full(len(whole), hosting.client_ids[0]))
     splits = [_read_client(hosting.data, client_id) for client_id in hosting.client_ids]
-    if len({np.asarray(split.x).shape[1:] for split in splits}) > 1:
-        raise InputError(f"--data {hosting.data}: clients' examples differ in shape")
+    shapes = [np.asarray(split.x).shape[1:] for split in splits]
+    for client_id, shape in zip(hosting.client_ids, shapes, strict=True):
+        if shape != shapes[0]:
+            ids = f"clients {hosting.client_ids[0]} and {client_id}"
+            raise InputError(
+                f"--data {hosting.data}: {ids} have examples of shapes {shapes[0]} and {shape}"
+            )
     return Split(
         np.concatenate([np.asarray(split.x) for split in splits]),
         np.concatenate([split.y for split in splits]),
@@ -94,14 +99,22 @@ def _call(data: str, client_id: int) -> Split:
     if "" not in sys.path:
         sys.path.insert(0, "")  # of the folder in which the client was started
     try:
-        x, y = getattr(importlib.import_module(module), name)(client_id)
+        examples, labels = getattr(importlib.import_module(module), name)(client_id)
+        x, y = np.asarray(examples), np.asarray(labels)
     except Exception as error:  # it is somebody else's code
         raise InputError(f"{where}: {one_line(f'{type(error).__name__}: {error}')}") from None
-    return check_split(where, np.asarray(x), np.asarray(y))
+    return check_split(where, x, y)
 
 
 def _read(data: str) -> Split:
-    path = Path(data).expanduser()
+    try:
+        return _read_files(data, Path(data).expanduser())
+    except OSError as error:  # no permission, a folder in a file's place, a broken disk
+        where = error.filename or f"--data {data}"
+        raise InputError(f"{where}: cannot be read: {error.strerror or error}") from None
+
+
+def _read_files(data: str, path: Path) -> Split:
     if path.suffix == ".npz":
         return read_npz(path).train
     if not path.exists():
@@ -160,18 +173,19 @@ def _table(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def _csv(path: Path) -> dict[str, Any]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # spreadsheets begin with a mark
-            rows = list(csv.reader(file))
+            reader = csv.reader(file)
+            rows = [(reader.line_num, row) for row in reader if row]  # empty lines are no rows
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a table of numbers: {one_line(str(error))}") from None
     if len(rows) < 2:
         raise InputError(f"{path}: has no rows below its header")
-    header, *rows = rows
+    header = rows[0][1]
     if twice := sorted({name for name in header if header.count(name) > 1}):
         raise InputError(f"{path}: names column {twice[0]!r} twice")
-    for number, row in enumerate(rows, start=2):
+    for number, row in rows:
         if len(row) != len(header):
             raise InputError(f"{path}: line {number} has {len(row)} values, not {len(header)}")
-    return dict(zip(header, zip(*rows, strict=True), strict=True))
+    return dict(zip(header, zip(*(row for _, row in rows[1:]), strict=True), strict=True))
 
 
 def _parquet(path: Path) -> dict[str, Any]:
@@ -200,14 +214,26 @@ def _open_part(hosting: Hosting, config: Config) -> Host:
 
 def _open_own(hosting: Hosting, own: Split, config: Config) -> Host:
     task = load_task(config.task)
-    split = _windowed(own, task)
-    dataset = Dataset(Path(hosting.data).name, split, None)
-    check_fit(task, dataset.name, split)
+    name = Path(hosting.data).name
+    split = _windowed(name, own, task)
+    _check_fit(task, name, split)
+    dataset = Dataset(name, split, None)
     dealt = partition(split, Data(partition="natural"), config.seed)
     return Host(config, task, dataset, dealt, hosting.client_ids, shared=False)
 
 
-def _windowed(split: Split, task: Task) -> Split:
+def _check_fit(task: Task, name: str, split: Split) -> None:
+    """Raises `InputError` that names the first client whose examples the task does not take."""
+    try:
+        check_fit(task, name, split)
+    except InputError:
+        for client_id in np.unique(np.asarray(split.client_id)):
+            own = split.client_id == client_id
+            check_fit(task, f"{name}, client {client_id}", Split(split.x[own], split.y[own]))
+        raise
+
+
+def _windowed(name: str, split: Split, task: Task) -> Split:
     """Returns rows as windows, where the task takes several rows with one label as one example."""
     x, owner = np.asarray(split.x), split.client_id
     if (
@@ -221,7 +247,8 @@ def _windowed(split: Split, task: Task) -> Split:
     columns = [column.reshape(-1, steps) for column in (split.y, owner) if len(x) % steps == 0]
     if not columns or any((column != column[:, :1]).any() for column in columns):
         raise InputError(
-            f"{len(x)} rows cannot be cut into windows of {steps} rows with one label each"
+            f"dataset {name!r}: {len(x)} rows cannot be cut into windows of {steps} rows "
+            "with one label each"
         )
     y, client_id = (column[:, 0] for column in columns)
     return Split(x.reshape(-1, *task.input.shape), y, client_id)

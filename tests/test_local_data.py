@@ -51,7 +51,9 @@ def write_idx(path: Path, values: Any) -> None:
 def test_an_npz_is_one_client_s(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", x=X, y=Y)
     assert hello_of(tmp_path / "mine.npz") == ((7,), (6,), False)
-    assert owned(tmp_path / "mine.npz").y.tolist() == Y.tolist()
+    data = owned(tmp_path / "mine.npz")
+    assert data.y.tolist() == Y.tolist()
+    np.testing.assert_array_equal(np.reshape(data.x, X.shape), X / 16)
 
 
 def test_an_npz_that_says_who_owns_what_is_dealt_by_that(tmp_path: Path) -> None:
@@ -59,6 +61,7 @@ def test_an_npz_that_says_who_owns_what_is_dealt_by_that(tmp_path: Path) -> None
     np.savez(path, x=X, y=Y, client_id=[2, 2, 2, 5, 5, 9])
     assert hello_of(path, 2, 5) == ((2, 5), (3, 2), False)
     assert owned(path, 9).y.tolist() == [9]
+    np.testing.assert_array_equal(np.reshape(owned(path, 5).x, (2, 8, 8)), X[3:5] / 16)
     with pytest.raises(InputError, match=r"has no examples of client 7$"):
         hello_of(path, 7)
 
@@ -93,7 +96,9 @@ def test_a_folder_of_idx_files_is_read_as_mnist_s(tmp_path: Path) -> None:
     write_idx(tmp_path / "t10k-images-idx3-ubyte", X[:1])
     write_idx(tmp_path / "t10k-labels-idx1-ubyte", Y[:1])
     assert hello_of(tmp_path) == ((7,), (6,), False)
-    assert owned(tmp_path).y.tolist() == Y.tolist()
+    data = owned(tmp_path)
+    assert data.y.tolist() == Y.tolist()
+    np.testing.assert_array_equal(np.reshape(data.x, X.shape), X / 16)
     (tmp_path / "train-labels-idx1-ubyte").unlink()
     with pytest.raises(InputError, match="has no labels train-labels-idx1-ubyte"):
         hello_of(tmp_path)
@@ -109,6 +114,26 @@ def test_rows_of_a_table_become_windows_of_the_task_s_shape(tmp_path: Path, labe
     whole = tmp_path / "w.npz"
     np.savez(whole, x=x, y=[2, 0, 1])
     np.testing.assert_array_equal(data.x, owned(whole, config=WATCH_CONFIG).x)
+
+
+def test_empty_lines_of_a_table_are_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "w.csv"
+    write_csv(path, np.ones((100, 6)), [1] * 100)
+    path.write_text(path.read_text().replace("\n", "\n\n", 3) + "\n\n")
+    assert owned(path, config=WATCH_CONFIG).y.tolist() == [1]
+    path.write_text(path.read_text() + "1,2\n")
+    with pytest.raises(InputError, match=r"w\.csv: line 107 has 2 values, not 7$"):
+        hello_of(path, config=WATCH_CONFIG)
+
+
+def test_what_is_no_file_where_one_should_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").mkdir()
+    with pytest.raises(InputError, match=r"/t\.csv: cannot be read: Is a directory$"):
+        hello_of(tmp_path)
+    for kind in ("images-idx3", "labels-idx1"):
+        (tmp_path / f"train-{kind}-ubyte").mkdir()
+    with pytest.raises(InputError, match=r"images-idx3-ubyte: cannot be read: Is a directory$"):
+        hello_of(tmp_path)
 
 
 def test_windows_that_do_not_come_out_are_refused(tmp_path: Path) -> None:
@@ -192,6 +217,8 @@ def test_a_function_of_the_user_s_gives_each_client_its_own(
         "    return np.zeros((client_id, 8, 8)), np.full(client_id, client_id)\n"
         "def fails(client_id):\n"
         "    return {}[client_id]\n"
+        "def ragged(client_id):\n"
+        "    return [[1, 2], [3]], [0, 1]\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
@@ -199,6 +226,7 @@ def test_a_function_of_the_user_s_gives_each_client_its_own(
     assert owned("own_sensors:load", 5).y.tolist() == [5] * 5
     for data, reason in {
         "own_sensors:fails": "client 7: KeyError: 7",
+        "own_sensors:ragged": "client 7: ValueError: setting an array element with a sequence",
         "own_sensors:absent": "client 7: AttributeError: module 'own_sensors'",
         "no_such_module:load": "client 7: ModuleNotFoundError: No module named",
     }.items():
@@ -224,8 +252,19 @@ def test_what_the_run_s_task_does_not_take_is_said_to_the_run(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"shape \(5, 8\), task 'digits-cnn' takes \(1, 8, 8\)"):
         open_(DIGITS_CONFIG)
     np.savez(tmp_path / "odd.npz", x=X, y=Y + 5)
-    with pytest.raises(InputError, match="has label 14, task 'digits-cnn' has 10 labels"):
+    label_14 = r"'odd\.npz, client 7' has label 14, task 'digits-cnn' has 10 labels$"
+    with pytest.raises(InputError, match=label_14):
         hello_of(tmp_path / "odd.npz")
+
+
+def test_of_many_clients_the_one_whose_data_do_not_fit_is_named(tmp_path: Path) -> None:
+    for client_id, y in ((1, Y), (2, Y + 5), (3, Y + 5)):
+        np.savez(tmp_path / f"{client_id}.npz", x=X, y=y)
+    with pytest.raises(InputError, match=r"dataset '\{client\}\.npz, client 2' has label 14"):
+        hello_of(tmp_path / "{client}.npz", 1, 2, 3)
+    np.savez(tmp_path / "2.npz", x=X[:, :5], y=Y)
+    with pytest.raises(InputError, match=r"clients 1 and 2 .* \(8, 8\) and \(5, 8\)$"):
+        hello_of(tmp_path / "{client}.npz", 1, 2)
 
 
 def test_what_is_nowhere_is_refused_with_what_may_be_there(tmp_path: Path) -> None:
