@@ -39,7 +39,7 @@ def main(descriptor: int, parent: int, hosting_json: str) -> None:
     torch.set_num_threads(hosting.threads)
     try:
         open_ = opened_by(hosting)
-    except WildflowerError as error:
+    except Exception as error:  # whatever it is, who started the device is to know
         send_frame(end, FAILED + _told(error))
         return
 
