@@ -302,6 +302,38 @@ def test_a_log_begins_anew_while_its_writer_goes_on(tmp_path: Path) -> None:
     assert log.read_bytes().endswith(b"the end")
 
 
+def test_what_is_kept_of_a_log_that_grew_at_once_is_its_end(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    lines = b"".join(b"%07d\n" % number for number in range(1000))
+    log.write_bytes(lines)
+    bound_log(log, len(lines))
+    assert log.read_bytes() == lines  # it fits
+    bound_log(log, 900, kept=800)
+    assert log.stat().st_size == 0
+    assert (tmp_path / "log.1").read_bytes() == lines[-800:]
+
+
+def test_a_folder_is_measured_while_its_files_go_away(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, shutil, sys\n"
+        "while True:\n"
+        "    for number in range(30):\n"
+        "        folder = pathlib.Path(sys.argv[1], str(number))\n"
+        "        folder.mkdir()\n"
+        "        (folder / 'file').write_bytes(b'1234')\n"
+        "    for number in range(30):\n"
+        "        shutil.rmtree(pathlib.Path(sys.argv[1], str(number)))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)]) as busy:
+        try:
+            wait_for(lambda: size_bytes(tmp_path))
+            deadline = time.monotonic() + 0.5
+            while time.monotonic() < deadline:
+                assert 0 <= size_bytes(tmp_path) <= 30 * 4
+        finally:
+            busy.kill()
+
+
 @pytest.mark.parametrize(
     ("client_id", "hosts", "reason"),
     [

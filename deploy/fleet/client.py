@@ -109,8 +109,10 @@ class _Supervisor:
         while not self._stop.within(0):
             began = time.monotonic()
             fault = fault_of(self._device.connection)
-            if fault is None:
-                fault = self._watch()
+            try:
+                fault = fault or self._watch()
+            except OSError as error:  # a full disk may have room again later
+                fault = f"{error.filename or self._device.state}: {error.strerror}"
             if fault is None:
                 return
             backoff = 1.0 if time.monotonic() - began > _STABLE_S else backoff
@@ -150,7 +152,7 @@ def _tidy(device: Device) -> None:
     """Keeps the state folder within its bound: logs, with their older halves, and bundles."""
     room = device.max_disk_mb * _MB
     for log in (device.log, device.trainer_log):
-        bound_log(log, room // 8)
+        bound_log(log, room // 8, kept=room // 8)
     prune_apps(device.flower_home, room // 2)
 
 

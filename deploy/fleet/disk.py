@@ -10,18 +10,32 @@ from pathlib import Path
 LARGEST_LOG_BYTES = 20_000_000
 
 
-def bound_log(log: Path, largest: int = LARGEST_LOG_BYTES) -> None:
-    """Keeps the newest part of a log beside it, as `.1`, and begins anew when it is too large."""
+def bound_log(log: Path, largest: int = LARGEST_LOG_BYTES, kept: int | None = None) -> None:
+    """Keeps a log beside it, as `.1`, and begins anew when it is too large.
+
+    Of one that grew at once only the newest `kept` bytes are, if that is bounded.
+    """
     # Who writes to it keeps it open, so it is copied and emptied, not renamed.
-    if log.exists() and log.stat().st_size > largest:
+    if log.exists() and (size := log.stat().st_size) > largest:
         with contextlib.suppress(OSError):  # a full disk: emptying it matters more
-            shutil.copy(log, log.with_name(f"{log.name}.1"))
+            _copy(log, log.with_name(f"{log.name}.1"), 0 if kept is None else max(size - kept, 0))
         os.truncate(log, 0)
 
 
+def _copy(file: Path, copy: Path, start: int) -> None:
+    with file.open("rb") as source, copy.open("wb") as target:
+        source.seek(start)
+        shutil.copyfileobj(source, target)
+
+
 def size_bytes(folder: Path) -> int:
-    """Returns what the files in a folder take."""
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    """Returns what the files in a folder take, some of which may be on their way out."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                size += (Path(place) / name).lstat().st_size
+    return size
 
 
 def prune_apps(flower_home: Path, room: int) -> None:
@@ -29,9 +43,12 @@ def prune_apps(flower_home: Path, room: int) -> None:
 
     The newest stays: a run may be at it.
     """
-    apps = flower_home / "apps"
-    bundles = [path for path in apps.iterdir() if path.is_dir()] if apps.is_dir() else []
-    for bundle in sorted(bundles, key=lambda path: path.stat().st_mtime)[:-1]:
+    apps, changed = flower_home / "apps", dict[Path, float]()
+    for bundle in apps.iterdir() if apps.is_dir() else ():
+        with contextlib.suppress(OSError):  # it may be on its way out
+            if bundle.is_dir():
+                changed[bundle] = bundle.stat().st_mtime
+    for bundle in sorted(changed, key=changed.__getitem__)[:-1]:
         if size_bytes(flower_home) <= room:
             return
         shutil.rmtree(bundle, ignore_errors=True)
