@@ -29,6 +29,7 @@ CLIENT_DEADLINE_S = 600.0
 NODES_TIMEOUT_S = 60.0
 _POLL_S = 0.2
 _AHEAD = 2
+SPARE_S = 30.0
 _TIMED_OUT = frozenset(
     {ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE}
 )
@@ -94,7 +95,9 @@ class _Box:
             if not self.sent:
                 self.since = time.monotonic()
             lives_s = letter.patience_s + sum(sent.letter.patience_s for sent in self.sent)
-            self.sent.append(_Sent(place, letter, _push(self.grid, letter, lives_s)))
+            # It outlives our patience, so that the reason is ours and not that it is not found.
+            pushed = _push(self.grid, letter, lives_s + SPARE_S)
+            self.sent.append(_Sent(place, letter, pushed))
 
     def _first(self) -> Answer | None:
         sent = self.sent[0]
@@ -154,7 +157,7 @@ def reason_of(answer: Message) -> str:
     return one_line(lines[-1]) if lines else f"Flower error {answer.error.code}"
 
 
-_OURS = {"InputError", "ConfigError", "DataError", "UpdateError", "EngineError"}
+_OURS = {"InputError", "ConfigError", "DataError", "UpdateError", "EngineError", "TrainerFailed"}
 
 
 def call_roll(grid: Grid, enough: Enough, timeout_s: float) -> Roll:

@@ -152,6 +152,7 @@ class NearBy:
     script: Iterator[str] = field(default_factory=lambda: iter(()))
     started: list[bool] = field(default_factory=list)
     connection: Connection = field(default_factory=lambda: Connection("127.0.0.1:1", None))
+    at_work: list[FlowerRun] = field(default_factory=list)
 
     def start(self, run: str, config: str, *, resume: bool, own: Path | None = None) -> int:
         del config, own
@@ -171,6 +172,9 @@ class NearBy:
         over = now in ("killed", "stopped")
         ended = "stopped" if now == "stopped" else "failed"
         return FlowerRun(number, "", "finished" if over else now, ended if over else "", "gone", "")
+
+    def flower_runs(self) -> list[FlowerRun]:
+        return self.at_work
 
     def files(self, run: str) -> Mapping[str, int]:
         own = self.state / run
@@ -272,6 +276,18 @@ def test_resume_follows_what_still_runs(case: Case) -> None:
     case.remote.log(case.run)(STARTED)
     assert resume(cast(Remote, case.remote), case.folder) == 0
     assert case.remote.started == [False]
+
+
+def test_a_run_that_is_at_work_is_taken_up_and_not_started_twice(case: Case) -> None:
+    case.remote.script = iter(["killed"])
+    case.remote.at_work = [
+        FlowerRun(5, case.run, "finished", "failed", "", ""),
+        FlowerRun(6, case.run, "running", "", "", ""),
+        FlowerRun(7, "another", "running", "", "", ""),
+    ]
+    resume(cast(Remote, case.remote), case.folder)
+    assert case.remote.started == [False]
+    assert read_submission(case.folder).flower_run == 6
 
 
 def test_what_a_person_needs_comes_home_and_nothing_else(case: Case) -> None:

@@ -202,7 +202,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _said(log: Path, since: int) -> str:
     with log.open("rb") as file:
-        file.seek(min(since, log.stat().st_size))
+        file.seek(since if since <= log.stat().st_size else 0)  # it was begun anew
         return file.read().decode(errors="replace")
 
 

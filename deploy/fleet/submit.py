@@ -93,7 +93,15 @@ def submit(remote: Remote, config: Config, run: str, folder: Path) -> Submission
 
 
 def submit_again(remote: Remote, submission: Submission, folder: Path) -> Submission:
-    """Has the server go on with a run; returns it with the number of Flower's new run."""
+    """Has the server go on with a run; returns it with the number of Flower's new run.
+
+    One that is at work already, as when an answer was lost, is taken up.
+    """
+    at_work = [run for run in remote.flower_runs() if run.run == submission.run and not run.is_over]
+    if at_work:
+        found = replace(submission, flower_run=at_work[-1].id)
+        found.save(folder)
+        return found
     text = (folder / "config.toml").read_text()
     return _started(remote, submission, text, folder, resume=True)
 
