@@ -12,17 +12,19 @@ _PATIENCE_S = 10.0
 _EXPIRED, _NOT_YET, _WRONG_NAME, _WRONG_ADDRESS = 10, 9, 62, 64
 
 
-def fault_of(connection: Connection) -> str | None:
+def fault_of(connection: Connection, patience_s: float = _PATIENCE_S) -> str | None:
     """Returns why a server cannot be talked to in safety, or None."""
     host, port = parse_address(connection.address)
     try:
-        with socket.create_connection((host, port), _PATIENCE_S) as plain:
+        with socket.create_connection((host, port), patience_s) as plain:
             if connection.ca is not None:
                 trust(connection.ca).wrap_socket(plain, server_hostname=host).close()
     except ssl.SSLCertVerificationError as error:
         return _certificate_fault(error, host)
     except ssl.SSLError:
         return f"{connection.address} does not speak TLS"
+    except TimeoutError:
+        return f"{connection.address} did not answer within {patience_s:g} s"
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         return f"{connection.address} cannot be reached: {reason}"
