@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from deploy.cli import run
-from deploy.cli.client import hosted
+from deploy.cli.client import folder_name, hosted
 from deploy.fleet.certificates import Signed, make_certificate
 from deploy.fleet.connection import Connection
 from deploy.fleet.disk import bound_log, prune_apps, size_bytes
@@ -112,14 +112,17 @@ def nobody() -> str:
         return address
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 0), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_without_a_server_it_goes_on_trying_and_ends_when_told(
     tmp_path: Path, number: int, code: int
 ) -> None:
     address = nobody()
     with device(tmp_path, "--server", address, "--insecure", *own(tmp_path)) as client:
         wait_for(lambda: "cannot be reached" in client.said())
-        time.sleep(2.5)  # it has tried again by now
+        time.sleep(1.5)  # it has tried again by now
         assert client.said().count(f"{address} cannot be reached: connection refused") == 1
         assert client.family()
         client.process.send_signal(number)
@@ -128,7 +131,7 @@ def test_without_a_server_it_goes_on_trying_and_ends_when_told(
         assert "Traceback" not in client.said()
 
 
-@pytest.mark.parametrize("is_early", [True, False])
+@pytest.mark.parametrize("is_early", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_all_that_it_starts_ends_with_it_even_when_it_is_killed(
     tmp_path: Path, *, is_early: bool
 ) -> None:
@@ -144,6 +147,7 @@ def test_all_that_it_starts_ends_with_it_even_when_it_is_killed(
         wait_for(lambda: not client.family(), 20)
 
 
+@pytest.mark.slow
 def test_a_supernode_that_dies_is_started_anew_and_the_trainer_stays(tmp_path: Path) -> None:
     log = tmp_path / "state" / "supernode.log"
     with (
@@ -160,6 +164,7 @@ def test_a_supernode_that_dies_is_started_anew_and_the_trainer_stays(tmp_path: P
         assert "the SuperNode died (signal 9); trying again" in client.said()
 
 
+@pytest.mark.slow
 def test_its_files_are_its_owner_s_and_one_client_has_them(tmp_path: Path) -> None:
     state = tmp_path / "state"
     with (
@@ -176,6 +181,7 @@ def test_its_files_are_its_owner_s_and_one_client_has_them(tmp_path: Path) -> No
         assert client.process.poll() is None
 
 
+@pytest.mark.slow
 def test_data_that_cannot_be_read_ends_it_at_once_in_one_line(tmp_path: Path) -> None:
     data = ("--data", str(tmp_path / "none.npz"), "--client-id", "7")
     with device(tmp_path, "--server", nobody(), "--insecure", *data) as client:
@@ -185,6 +191,7 @@ def test_data_that_cannot_be_read_ends_it_at_once_in_one_line(tmp_path: Path) ->
         assert client.family() == set()
 
 
+@pytest.mark.slow
 def test_a_server_of_another_authority_is_named(tmp_path: Path) -> None:
     home, mine = fleet(tmp_path / "home"), fleet(tmp_path / "mine")
     key = tmp_path / "client.key"
@@ -226,6 +233,19 @@ def test_a_certificate_that_is_unfit_is_named(
     home = fleet(tmp_path / "home")
     with listening(*shown(home, tmp_path, names, days)) as port:
         assert reason in str(fault_of(Connection(f"127.0.0.1:{port}", home.ca, None)))
+
+
+def test_a_certificate_of_another_authority_is_named(tmp_path: Path) -> None:
+    home, mine = fleet(tmp_path / "home"), fleet(tmp_path / "mine")
+    with listening(home.certificate, home.key) as port:
+        fault = str(fault_of(Connection(f"127.0.0.1:{port}", mine.ca, None)))
+    assert "certificate is not signed by this device's ca.pem" in fault
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    with silence() as address:
+        fault = fault_of(Connection(address, fleet(tmp_path / "home").ca, None), patience_s=0.2)
+        assert fault == f"{address} did not answer within 0.2 s"
 
 
 def test_a_good_certificate_is_no_fault_and_a_server_without_tls_is_one(tmp_path: Path) -> None:
@@ -334,6 +354,21 @@ def test_a_folder_is_measured_while_its_files_go_away(tmp_path: Path) -> None:
             busy.kill()
 
 
+def test_a_device_s_clients_are_named_by_an_id_or_by_ranges() -> None:
+    assert hosted(7, None) == (7,)
+    assert hosted(None, "20-22, 3,7-7") == (3, 7, 20, 21, 22)
+    assert hosted(None, "0-999999")[::999_999] == (0, 999_999)
+
+
+def test_a_gateway_s_folder_has_a_name_that_a_file_system_takes() -> None:
+    many = ",".join(map(str, range(1000, 3000, 2)))
+    assert folder_name(hosted(None, "0-99"), "0-99") == "0-99"
+    name = folder_name(hosted(None, many), many)
+    assert name.startswith("1000-2998-")
+    assert len(name) <= 100
+    assert name != folder_name(hosted(None, many[:-4] + "2998,3001"), many[:-4] + "2998,3001")
+
+
 @pytest.mark.parametrize(
     ("client_id", "hosts", "reason"),
     [
@@ -361,6 +396,11 @@ def test_hosts_that_cannot_be_meant_are_refused(
         (("--insecure", "--credentials", "d"), "--insecure contradicts --credentials"),
         (("--credentials", "nowhere"), "nowhere/client.key"),
         (("--insecure", "--when", "test '"), "--when test '"),
+        (("--insecure", "--client-id", str(2**31)), "--client-id"),
+        (("--insecure", "--hosts", "0-9"), "expected one of --client-id"),
+        (("--insecure", "--ca", "c"), "contradict each other"),
+        (("--insecure", "--server", "example.org:80"), "example.org is not this machine"),
+        (("--insecure", "--server", "127.0.0.1:port"), "is not HOST:PORT"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from deploy.fleet.connection import Connection
 
 _MOST_CLIENTS = 1_000_000
+_LARGEST_ID = 2**31 - 1
+_LONGEST_NAME = 100
 
 
 def client(
@@ -27,7 +30,8 @@ def client(
         ),
     ],
     client_id: Annotated[
-        int | None, typer.Option("--client-id", min=0, help="The one client of this device.")
+        int | None,
+        typer.Option("--client-id", min=0, max=_LARGEST_ID, help="The device's one client."),
     ] = None,
     hosts: Annotated[
         str | None, typer.Option("--hosts", help="A gateway's clients, like 0-99 or 3,7,20-29.")
@@ -71,11 +75,10 @@ def client(
     from clients.warm.service import Limits
     from deploy.fleet.client import Device, run_device
 
-    name = hosts.replace(",", "_") if hosts else str(ids[0])
     device = Device(
         connection=connection,
         key=key_file,
-        state=state or user_state_path("wildflower") / "clients" / name,
+        state=state or user_state_path("wildflower") / "clients" / folder_name(ids, hosts),
         hosting_json=Hosting(data, ids, threads).to_json(),
         limits=Limits(memory_mb, when),
         max_disk_mb=max_disk_mb,
@@ -83,6 +86,18 @@ def client(
     clients = f"client {ids[0]}" if len(ids) == 1 else f"{len(ids)} clients"
     print(f"{clients}, state in {device.state}", flush=True)
     run_device(device, lambda line: print(line, flush=True))
+
+
+def folder_name(ids: tuple[int, ...], hosts: str | None) -> str:
+    """Returns the name of a device's own folder among those of this user's devices.
+
+    >>> folder_name((3, 7), "3,7")
+    '3_7'
+    """
+    name = hosts.replace(",", "_") if hosts else str(ids[0])
+    if len(name) <= _LONGEST_NAME:  # file systems take no name that is much longer
+        return name
+    return f"{ids[0]}-{ids[-1]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def hosted(client_id: int | None, hosts: str | None) -> tuple[int, ...]:
