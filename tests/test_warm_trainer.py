@@ -166,6 +166,16 @@ def test_a_message_that_is_too_large_is_refused_by_what_its_header_says(
     assert f"a trainer takes {protocol.MOST_BYTES} at most" in refused.value.details()
 
 
+def test_a_message_that_ends_too_early_is_refused_with_both_sizes(
+    warm: tuple[TrainerService, str],
+) -> None:
+    header = Header(version=VERSION, verb=HELLO, total_bytes=5000)
+    with pytest.raises(grpc.RpcError) as refused:
+        call(warm[1], iter([Chunk(header=header, data=bytes(7))]))
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details() == "a message of 5000 bytes came as 7"
+
+
 def test_a_message_is_cut_into_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     data = os.urandom(2 * PIECE_BYTES + 7)
     pieces = list(cut(Header(verb=HELLO), data))

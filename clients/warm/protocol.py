@@ -19,6 +19,10 @@ class TooLarge(WildflowerError):
     """A message is larger than the two ends agreed on."""
 
 
+class Incomplete(WildflowerError):
+    """A message ended before, or went on after, the size that its header says."""
+
+
 def cut(header: Header, data: bytes) -> Iterator[Chunk]:
     """Returns a message in pieces, the first with the header; raises `TooLarge` at once."""
     if len(data) > MOST_BYTES:
@@ -34,7 +38,10 @@ def _pieces(header: Header, data: bytes) -> Iterator[Chunk]:
 
 
 def join(chunks: Iterable[Chunk]) -> tuple[Header, bytes]:
-    """Returns a message's header and bytes; raises `TooLarge` as soon as there are too many.
+    """Returns a message's header and bytes, all of them.
+
+    Raises `TooLarge` as soon as there are too many, `Incomplete` when they are not as many as
+    the header says.
 
     >>> join(cut(Header(verb="query.hello"), b"hello"))[1]
     b'hello'
@@ -46,6 +53,8 @@ def join(chunks: Iterable[Chunk]) -> tuple[Header, bytes]:
         data += chunk.data
         if max(len(data), header.total_bytes) > MOST_BYTES:
             raise TooLarge(_too_large(max(len(data), header.total_bytes)))
+    if len(data) != header.total_bytes:
+        raise Incomplete(f"a message of {header.total_bytes} bytes came as {len(data)}")
     return header, bytes(data)
 
 

@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from clients.warm.process import Died, Refused, Unfit, Unwanted, WorkerProcess
-from clients.warm.protocol import BEGUN, METHOD, SERVICE, VERSION, TooLarge, cut, join
+from clients.warm.protocol import BEGUN, METHOD, SERVICE, VERSION, Incomplete, TooLarge, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
 from shared_models.errors import InputError
 from shared_models.verbs import TRAIN_BLOCK
@@ -120,6 +120,8 @@ class TrainerService:
             header, data = join(chunks)
         except TooLarge as error:
             _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except Incomplete as error:
+            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         if header.version != VERSION:
             told = f"the trainer speaks version {VERSION}, the app version {header.version}"
             _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"{told}: update the older one")
