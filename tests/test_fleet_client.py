@@ -124,6 +124,8 @@ def test_without_a_server_it_goes_on_trying_and_ends_when_told(
         wait_for(lambda: "cannot be reached" in client.said())
         time.sleep(1.5)  # it has tried again by now
         assert client.said().count(f"{address} cannot be reached: connection refused") == 1
+        kept = (tmp_path / "state" / "client.log").read_text().splitlines()
+        assert [line.split(" ", 1)[1] for line in kept] == client.said().splitlines()[1:]
         assert client.family()
         client.process.send_signal(number)
         assert client.process.wait(20) == code

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from clients.warm.service import Limits, TrainerService
@@ -78,11 +79,17 @@ class Device:
         """What the trainer says."""
         return self.state / "trainer.log"
 
+    @property
+    def own_log(self) -> Path:
+        """What the terminal is told, with the time."""
+        return self.state / "client.log"
+
 
 def run_device(device: Device, say: Say) -> None:
     """Runs a device until SIGTERM (returns) or Ctrl-C (`Interrupted`)."""
     with _held(device.state), _socket_place(device.state) as place, stop_on_signals() as stop:
         adopt_orphans()
+        say = _noted(device.own_log, say)
         trainer = TrainerService(place, device.hosting_json, device.trainer_log, device.limits)
         try:
             with trainer:
@@ -94,6 +101,17 @@ def run_device(device: Device, say: Say) -> None:
         if stop.interrupted:
             raise Interrupted("the client was stopped")
         say("stopped")
+
+
+def _noted(log: Path, say: Say) -> Say:
+    """Returns what says a line and keeps it: nobody may watch the terminal."""
+
+    def noted(line: str) -> None:
+        say(line)
+        with contextlib.suppress(OSError), log.open("a") as file:  # a full disk stops no device
+            file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+
+    return noted
 
 
 class _Supervisor:
@@ -151,8 +169,8 @@ class _Supervisor:
 def _tidy(device: Device) -> None:
     """Keeps the state folder within its bound: logs, with their older halves, and bundles."""
     room = device.max_disk_mb * _MB
-    for log in (device.log, device.trainer_log):
-        bound_log(log, room // 8, kept=room // 8)
+    for log in (device.log, device.trainer_log, device.own_log):
+        bound_log(log, room // 12, kept=room // 12)
     prune_apps(device.flower_home, room // 2)
 
 
