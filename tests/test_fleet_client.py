@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -262,12 +263,14 @@ def test_a_good_certificate_is_no_fault_and_a_server_without_tls_is_one(tmp_path
 
 def answering(server: socket.socket) -> None:
     """Answers the next connection as a web server without TLS does."""
-    if os.fork() == 0:
+
+    def answer() -> None:
         connection, _ = server.accept()
-        connection.recv(100)
-        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-        connection.close()
-        os._exit(0)
+        with connection:
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    threading.Thread(target=answer, daemon=True).start()
 
 
 @pytest.mark.slow
