@@ -104,7 +104,7 @@ class Fleet:
         hosts = ("--hosts" if "-" in clients else "--client-id", clients)
         with device(own, "--server", self.address, *key, "--data", data, *hosts) as client:
             if is_waited_for:
-                wait_for(lambda: "connected to" in client.said(), 120)
+                wait_for(lambda: "connected to" in client.said(), 200)
             yield client
 
     def _give_key(self, own: Path, name: str, *, is_admitted: bool) -> None:

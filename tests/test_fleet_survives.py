@@ -47,14 +47,15 @@ def test_a_supernode_killed_in_a_round_is_named_or_answers_and_comes_back(fleet:
     with (
         fleet.device("zero", "0"),
         fleet.device("one", "1") as one,
-        fleet.submitted(rounds(6), LONG, "client_deadline_s=30") as run,
+        # Flower holds a dead node for connected for a minute: rounds that it can come back to.
+        fleet.submitted(rounds(20), LONG, "client_deadline_s=30") as run,
     ):
         run.reach(1)
         wait_for_training(one)
         node = one.node()
         assert node is not None
         node.kill()
-        run.complete(6)
+        run.complete(20, 500)
         assert "the SuperNode died (signal 9); trying again" in one.said()
         assert {failure["client_id"] for failure in run.failures()} <= {1}
         assert run.rounds()[-1]["clients_aggregated"] == 2
@@ -65,20 +66,17 @@ def test_a_client_that_is_killed_and_started_anew_is_the_same_node(fleet: Fleet)
     with contextlib.ExitStack() as running:
         running.enter_context(fleet.device("zero", "0"))
         one = running.enter_context(fleet.device("one", "1"))
-        run = running.enter_context(
-            fleet.submitted(rounds(6), LONG, "client_deadline_s=30"),
-        )
+        run = running.enter_context(fleet.submitted(rounds(4), LONG, "client_deadline_s=30"))
         run.reach(1)
         wait_for_training(one)
         one.process.kill()
         wait_for(lambda: not one.family(), 20)
         running.enter_context(fleet.device("one", "1"))
-        run.complete(6, 400)
-        ids = node_ids(fleet.folder / "one")
-        assert len(ids) >= 2
-        assert len(set(ids)) == 1
+        run.complete(4)
         assert {failure["client_id"] for failure in run.failures()} <= {1}
-        assert run.rounds()[-1]["clients_aggregated"] == 2
+        ids = node_ids(fleet.folder / "one")
+        assert len(ids) == 2
+        assert len(set(ids)) == 1
 
 
 def test_a_superlink_killed_in_a_run_costs_no_bit(fleet: Fleet) -> None:
