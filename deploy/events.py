@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from server.events import Event as LearningEvent
 
 if TYPE_CHECKING:
-    from deploy.export.artefact import Artefact
+    from deploy.edge.artefact import Artefact
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from shared_models.errors import ExportError, InputError
 
 if TYPE_CHECKING:
     from clients.host import Host
+    from deploy.edge.artefact import Artefact
     from deploy.engines.grid import LocalGrid, RunConfig
-    from deploy.export.artefact import Artefact
     from server.budget import Demand
 
 # Flower and Ray would otherwise reach out for news and statistics.

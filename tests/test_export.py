@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from deploy.cli import run
-from deploy.export.artefact import Gate, load_artefact
+from deploy.edge.artefact import Gate, load_artefact
+from deploy.edge.measure import Parity, measure_parity
+from deploy.edge.reference import load_reference
+from deploy.edge.runtimes import Floats, Predict, open_model
 from deploy.export.exporter import attempt
-from deploy.export.measure import Parity, measure_parity
-from deploy.export.reference import load_reference
-from deploy.export.runtimes import Floats, Predict, open_model
 from shared_models.datasets.load import load_dataset
 from shared_models.errors import ExportError
 from shared_models.files import sha256_of

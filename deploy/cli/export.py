@@ -60,7 +60,7 @@ def verify(
 
     Example: wildflower verify runs/mnist-cnn-1/export/model-int8.tflite
     """
-    from deploy.export.verify import verify as measure_again
+    from deploy.edge.verify import verify as measure_again
 
     artefact = measure_again(file)
     if as_json:

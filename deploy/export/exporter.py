@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deploy.export.artefact import Artefact, Gate, save_artefact
-from deploy.export.measure import measure_latency, measure_parity
-from deploy.export.quiet import quietly
-from deploy.export.reference import FILE, Reference, save_reference
-from deploy.export.runtimes import open_model
+from deploy.edge.artefact import Artefact, Gate, save_artefact
+from deploy.edge.measure import measure_latency, measure_parity
+from deploy.edge.quiet import quietly
+from deploy.edge.reference import FILE, Reference, save_reference
+from deploy.edge.runtimes import open_model
 from server.evaluation import evaluation_split
 from server.run_folder import UNFINISHED, RunFolder
 from shared_models.arrays import load_arrays

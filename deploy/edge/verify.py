@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from deploy.export.artefact import Artefact, check_hash, load_artefact
-from deploy.export.measure import measure_latency, measure_parity
-from deploy.export.reference import FILE, load_reference
-from deploy.export.runtimes import open_model
+from deploy.edge.artefact import Artefact, check_hash, load_artefact
+from deploy.edge.measure import measure_latency, measure_parity
+from deploy.edge.reference import FILE, load_reference
+from deploy.edge.runtimes import open_model
 from shared_models.errors import ExportError, InputError
 
 

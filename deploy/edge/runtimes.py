@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.export.quiet import quietly
+from deploy.edge.quiet import quietly
 from shared_models.errors import ExportError, InputError, one_line
 
 Floats: TypeAlias = NDArray[np.float32]

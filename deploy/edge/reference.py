@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.export.runtimes import Floats
+from deploy.edge.runtimes import Floats
 from shared_models.errors import InputError, one_line
 from shared_models.files import write_atomic
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from deploy.export.measure import Latency, Parity
+from deploy.edge.measure import Latency, Parity
 from shared_models.errors import ExportError, InputError, one_line
 from shared_models.files import sha256_of, write_json
 from shared_models.inputs import InputSpec

@@ -9,8 +9,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from deploy.export.reference import Reference
-from deploy.export.runtimes import Predict
+from deploy.edge.reference import Reference
+from deploy.edge.runtimes import Predict
 from shared_models.errors import ExportError
 from shared_models.inputs import InputSpec
 
