@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from server.client_states import FILE_NAME, LARGEST_STATE_BYTES, PAGE_BYTES
+from shared_models.client_states import FILE_NAME, LARGEST_STATE_BYTES, PAGE_BYTES
 from shared_models.errors import InputError
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.client_states import FILE_NAME
 from server.records import RoundRecord, record_from_json
+from shared_models.client_states import FILE_NAME
 from shared_models.config import Config, parse_config, to_toml
 from shared_models.errors import CheckpointError, InputError
 from shared_models.files import is_torn, locked, remove_torn, write_atomic, write_json
@@ -98,9 +98,13 @@ class RunFolder:
             ) from None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other processes out of the folder, and tidies up after one that was killed."""
-        with locked(self.config_file) as free:
+    def held(self, patience_s: float = 1.0) -> Iterator[None]:
+        """Keeps other processes out of the folder, and tidies up after one that was killed.
+
+        It waits that long for another one: it may be dying, or only looking whether a run is at
+        work. `InputError` when it stays.
+        """
+        with _lock(self.config_file, patience_s) as free:
             if not free:
                 raise InputError(f"{self.path}: another process is working on this run")
             for folder in (self.path, self.checkpoints, self.path / "client_metrics", self.export):

@@ -12,7 +12,6 @@ from server.background import OneBehind
 from server.best import better, has_stopped, measure
 from server.checkpoints import Checkpoint, oldest_kept, save_checkpoint
 from server.client_evaluation import Measured, as_columns, measure_on_clients
-from server.client_states import ClientStates
 from server.coordinator import RoundResult, StageRun, begin_stage, evaluate_round, run_round
 from server.evaluation import Evaluator
 from server.events import Notice, Observer, RoundFinished, StageStarted
@@ -23,6 +22,7 @@ from server.records import Best, RoundRecord
 from server.run_folder import RunFolder
 from server.state import ServerState, StateStore
 from shared_models.arrays import Arrays
+from shared_models.client_states import ClientStates
 from shared_models.config import Config, TrainStage
 from shared_models.errors import RoundError
 from shared_models.files import write_json

@@ -10,7 +10,7 @@ import torch
 
 from deploy.cli import run
 from server.budget import Demand, Room, check_budget, room_at, states_bytes, updates_bytes
-from server.client_states import FILE_NAME, ClientStates
+from shared_models.client_states import FILE_NAME, ClientStates
 from shared_models.errors import InputError
 
 GB = 10**9

@@ -25,8 +25,8 @@ import psutil
 import pytest
 
 from server.checkpoints import checkpoint_files
-from server.client_states import FILE_NAME, ClientStates
 from shared_models.arrays import digest
+from shared_models.client_states import FILE_NAME, ClientStates
 from shared_models.files import sha256_of
 from tests.test_runs import command, lines_of, wildflower
 

@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.client_states import FILE_NAME, ClientStates
 from server.state import StateStore
+from shared_models.client_states import FILE_NAME, ClientStates
 from shared_models.errors import CheckpointError
 from shared_models.partial import ClientState
 
@@ -242,7 +242,7 @@ KILLED = """
 import os, random, signal, sqlite3, sys, time
 from pathlib import Path
 import torch
-from server.client_states import ClientStates
+from shared_models.client_states import ClientStates
 
 path, told = Path(sys.argv[1]), Path(sys.argv[2])
 CLIENTS = range(240)  # 120 clients with 100 kB in a round: more than the cache of the file
@@ -377,7 +377,7 @@ def test_a_full_disk_is_told_as_one(path: Path, monkeypatch: pytest.MonkeyPatch)
         return file  # type: ignore[no-any-return]
 
     connect = sqlite3.connect
-    monkeypatch.setattr("server.client_states.sqlite3.connect", on_a_small_disk)
+    monkeypatch.setattr("shared_models.client_states.sqlite3.connect", on_a_small_disk)
     with pytest.raises(OSError, match="No space left on device") as caught:
         written(path, dict.fromkeys(range(20), 1.0), size=10_000)
     assert caught.value.filename == str(path)

@@ -39,7 +39,7 @@ from deploy.fleet.node_keys import make_node_key
 from deploy.fleet.registry import add_client, describe_clients, remove_client
 from deploy.fleet.run_files import GrowingFile, run_file
 from deploy.fleet.superlink import Doors
-from server.client_states import FILE_NAME
+from shared_models.client_states import FILE_NAME
 from shared_models.errors import ServerError
 from shared_models.files import locked
 

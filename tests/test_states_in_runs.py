@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from server.checkpoints import checkpoint_files
-from server.client_states import FILE_NAME, ClientStates
 from shared_models.arrays import digest
+from shared_models.client_states import FILE_NAME, ClientStates
 from shared_models.files import sha256_of
 from tests.test_runs import lines_of, simulate, wildflower
 
@@ -44,7 +44,7 @@ CHOICES = {"personal": 'personal = ["head."]', "scaffold": 'objective = "scaffol
 # Ends the process the hard way at the n-th step of what makes a round last, before or after it.
 KILL_AT_STEP = """
 import os, pathlib, signal
-from server.client_states import ClientStates
+from shared_models.client_states import ClientStates
 count, place, before = 0, {place}, {before}
 def counted(owner, name):
     own = getattr(owner, name)

@@ -1,4 +1,4 @@
-"""What clients keep from round to round, in one SQLite file of the run folder.
+"""What clients keep from round to round, in one SQLite file a run.
 
 A client's state after round r is its newest version of round r or before. So a round's checkpoint
 finds the states that belong to it, however many rounds have been begun since, and a version goes
