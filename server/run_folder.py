@@ -98,13 +98,9 @@ class RunFolder:
             ) from None
 
     @contextlib.contextmanager
-    def held(self, patience_s: float = 1.0) -> Iterator[None]:
-        """Keeps other processes out of the folder, and tidies up after one that was killed.
-
-        It waits that long for another one: it may be dying, or only looking whether a run is at
-        work. `InputError` when it stays.
-        """
-        with _lock(self.config_file, patience_s) as free:
+    def held(self) -> Iterator[None]:
+        """Keeps other processes out of the folder, and tidies up after one that was killed."""
+        with locked(self.config_file) as free:
             if not free:
                 raise InputError(f"{self.path}: another process is working on this run")
             for folder in (self.path, self.checkpoints, self.path / "client_metrics", self.export):
