@@ -101,6 +101,8 @@ def _call(data: str, client_id: int) -> Split:
     try:
         examples, labels = getattr(importlib.import_module(module), name)(client_id)
         x, y = np.asarray(examples), np.asarray(labels)
+    except MemoryError:  # which may be there another time
+        raise
     except Exception as error:  # it is somebody else's code
         raise InputError(f"{where}: {one_line(f'{type(error).__name__}: {error}')}") from None
     return check_split(where, x, y)
@@ -195,6 +197,8 @@ def _parquet(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: to read Parquet, `pip install pyarrow`") from None
     try:
         table = pq.read_table(path)
+    except MemoryError:
+        raise
     except Exception as error:  # a damaged file raises anything
         raise InputError(f"{path}: not a Parquet file: {one_line(str(error))}") from None
     return {name: table.column(name).to_numpy() for name in table.column_names}

@@ -26,6 +26,7 @@ from clients.local_data import opened_by
 from clients.warm import protocol
 from clients.warm.caller import TrainerFailed, ask, patience_s
 from clients.warm.packing import pack, unpack
+from clients.warm.process import Died
 from clients.warm.protocol import METHOD, PIECE_BYTES, VERSION, TooLarge, cut, join
 from clients.warm.service import Limits, TrainerService
 from clients.warm.trainer_pb2 import Chunk, Header
@@ -43,6 +44,9 @@ import os, time
 
 def late(client_id):
     time.sleep(3600)
+
+def greedy(client_id):
+    raise MemoryError("256 GB")
 
 def large(client_id):
     hoard = bytearray(os.urandom(1)) * 600_000_000
@@ -296,6 +300,23 @@ def test_data_that_cannot_be_read_is_told_at_the_start_and_again_until_it_is_the
         np.savez(own / "mine.npz", x=rng.random((9, 8, 8)), y=np.arange(9))
         wait_for(lambda: "no such file" not in told_hello(address))
         assert decode_hello(ask(address, HELLO, config(), RecordDict())).examples == (9,)
+
+
+def test_memory_that_is_not_there_now_is_no_fault_of_the_data(own: Path) -> None:
+    with trainer(own, "sensors:greedy") as (service, _):
+        for _ in range(2):
+            with pytest.raises(Died, match=r"^the trainer cannot begin: MemoryError: 256 GB$"):
+                service.load(lambda: True)
+            service.renew()
+
+
+@pytest.mark.slow
+def test_a_gateway_hosts_as_many_clients_as_it_may(own: Path) -> None:
+    ids = tuple(range(100_000))
+    np.savez(own / "all.npz", x=np.zeros((len(ids), 1)), y=np.zeros(len(ids), int), client_id=ids)
+    with trainer(own, str(own / "all.npz"), ids) as (service, address):
+        service.load(lambda: True)
+        assert health(address) == SERVING
 
 
 def told_hello(address: str) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 
 from clients.warm.frames import Closed, receive_frame, send_frame
-from clients.warm.worker import DONE, READY
+from clients.warm.logs import open_log
+from clients.warm.worker import DONE, READY, UNFIT
 from shared_models.errors import WildflowerError
 
 LOAD_S = 600.0
@@ -25,7 +26,7 @@ _MB = 2**20
 
 
 class Died(WildflowerError):
-    """The worker is gone, or had to go."""
+    """The worker is gone, cannot begin, or had to go."""
 
 
 class Refused(WildflowerError):
@@ -37,7 +38,7 @@ class Unwanted(WildflowerError):
 
 
 class Unfit(WildflowerError):
-    """The worker cannot begin, and says why: its data cannot be read."""
+    """The worker cannot begin, and says why: its data are not what they should be."""
 
 
 class WorkerProcess:
@@ -49,8 +50,8 @@ class WorkerProcess:
         self._first = b""
         self._fault = ""
         self._began = time.monotonic()
-        told = [str(theirs.fileno()), str(os.getpid()), hosting_json]
-        with log.open("ab") as out, theirs:
+        told = [str(theirs.fileno()), str(os.getpid())]
+        with open_log(log) as out, theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "clients.warm.worker", *told],
                 pass_fds=[theirs.fileno()],
@@ -58,6 +59,7 @@ class WorkerProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
+        self._send(hosting_json.encode())
 
     @property
     def pid(self) -> int:
@@ -73,12 +75,12 @@ class WorkerProcess:
                 raise Died(f"the trainer's data was not read within {LOAD_S:g} s")
             raise Unwanted("nobody waits for the trainer any more")
         if self._first != READY:
-            raise Unfit(self._first[1:].decode(errors="replace"))
+            kind, told = self._first[:1], self._first[1:].decode(errors="replace")
+            raise Unfit(told) if kind == UNFIT else Died(f"the trainer cannot begin: {told}")
 
     def ask(self, frame: bytes, is_wanted: Callable[[], bool]) -> bytes:
         """Returns a ready worker's answer; raises `Died`, or `Refused` with the worker's reason."""
-        # A worker that hangs takes no frame either; when it is killed, this thread ends.
-        threading.Thread(target=_send, args=(self._end, frame), daemon=True).start()
+        self._send(frame)
         answer = self._receive(is_wanted)
         if not answer:
             raise Died("nobody waits for the trainer's answer any more")
@@ -91,6 +93,10 @@ class WorkerProcess:
         self._process.kill()
         self._process.wait()
         self._end.close()
+
+    def _send(self, frame: bytes) -> None:
+        # A worker that hangs takes no frame either; when it is killed, this thread ends.
+        threading.Thread(target=_send, args=(self._end, frame), daemon=True).start()
 
     def _is_late(self) -> bool:
         return time.monotonic() - self._began > LOAD_S

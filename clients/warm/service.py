@@ -82,7 +82,8 @@ class TrainerService:
     def load(self, is_wanted: Callable[[], bool]) -> None:
         """Returns when the worker has its data, or when that is not wanted any more.
 
-        Raises `InputError` that says what is wrong with the data, `Died` when the worker is gone.
+        Raises `InputError` that says what is wrong with the data, `Died` when the worker is gone;
+        then `renew` starts another.
         """
         while is_wanted():
             if not self._busy.acquire(timeout=0.1):
@@ -96,6 +97,11 @@ class TrainerService:
                 return
             finally:
                 self._busy.release()
+
+    def renew(self) -> None:
+        """Starts the worker anew."""
+        with self._busy:
+            self._renew()
 
     def _start(self) -> None:
         self._tell(is_ready=False)

@@ -1,6 +1,7 @@
-"""The process that stays warm: `python -m clients.warm.worker DESCRIPTOR PARENT HOSTING`.
+"""The process that stays warm: `python -m clients.warm.worker DESCRIPTOR PARENT`.
 
-It reads frames from the socket with this descriptor, answers each, and ends with its service.
+It reads frames from the socket with this descriptor, answers each, and ends with its service. The
+first says what it hosts: the ids of a gateway's clients are too many for a command line.
 """
 
 from __future__ import annotations
@@ -13,20 +14,20 @@ import time
 
 from clients.warm.frames import Closed, receive_frame, send_frame
 from clients.warm.trainer_pb2 import Chunk
-from shared_models.errors import WildflowerError, one_line
+from shared_models.errors import DataError, InputError, WildflowerError, one_line
 
 _NICE = 5  # the device has other things to do
 
-READY, DONE, FAILED = b"r", b"d", b"f"
+READY, DONE, FAILED, UNFIT = b"r", b"d", b"f", b"u"
 
 
-def main(descriptor: int, parent: int, hosting_json: str) -> None:
+def main(descriptor: int, parent: int) -> None:
     """Answers until the service is gone."""
     _end_with(parent)
     end = socket.socket(fileno=descriptor)
     from clients.hosting import Hosting
 
-    hosting = Hosting.from_json(hosting_json)
+    hosting = Hosting.from_json(receive_frame(end).decode())
     os.environ["OMP_NUM_THREADS"] = str(hosting.threads)  # read when torch is imported
     os.nice(_NICE)
     import torch
@@ -40,7 +41,9 @@ def main(descriptor: int, parent: int, hosting_json: str) -> None:
     try:
         open_ = opened_by(hosting)
     except Exception as error:  # whatever it is, who started the device is to know
-        send_frame(end, FAILED + _told(error))
+        # Data that are wrong stay so; memory or a file system may be there the next time.
+        is_unfit = isinstance(error, (InputError, DataError))
+        send_frame(end, (UNFIT if is_unfit else FAILED) + _told(error))
         return
 
     def answered(frame: bytes) -> bytes:
@@ -76,6 +79,6 @@ def _end_with(parent: int) -> None:
 
 if __name__ == "__main__":
     try:
-        main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+        main(int(sys.argv[1]), int(sys.argv[2]))
     except Closed:
         sys.exit(0)
