@@ -19,15 +19,18 @@ import numpy as np
 import psutil
 import pytest
 
+from clients.warm.logs import open_log
 from deploy.cli import run
 from deploy.cli.client import folder_name, hosted
 from deploy.fleet.certificates import Signed, make_certificate
+from deploy.fleet.client import Backoff
 from deploy.fleet.connection import Connection
-from deploy.fleet.disk import bound_log, prune_apps, size_bytes
+from deploy.fleet.disk import Tail, bound_log, prune_apps, size_bytes
 from deploy.fleet.home import ServerHome, create_home
 from deploy.fleet.node_keys import make_node_key
 from deploy.fleet.probe import fault_of
 from deploy.fleet.registry import add_client
+from deploy.fleet.stopping import Stop
 from shared_models.errors import InputError
 from tests.test_fleet_credentials import listening
 from tests.test_fleet_server import started
@@ -176,7 +179,8 @@ def test_its_files_are_its_owner_s_and_one_client_has_them(tmp_path: Path) -> No
     ):
         wait_for(client.node)
         assert stat.S_IMODE(state.stat().st_mode) == 0o700
-        for name in ("superexec.secret", "trainer.sock"):
+        secrets = ("superexec.secret", "trainer.sock", "lock")
+        for name in (*secrets, "client.log", "trainer.log", "supernode.log"):
             assert stat.S_IMODE((state / name).stat().st_mode) == 0o600
         with device(tmp_path, "--server", address, "--insecure", *own(tmp_path)) as second:
             assert second.process.wait(30) == 2
@@ -192,6 +196,42 @@ def test_data_that_cannot_be_read_ends_it_at_once_in_one_line(tmp_path: Path) ->
         assert client.said().splitlines()[-1].endswith("none.npz: there is no such file")
         assert "Traceback" not in client.said()
         assert client.family() == set()
+
+
+KILLED_ONCE = """
+import os, pathlib, signal
+import numpy as np
+
+def load(client_id):
+    mark = pathlib.Path("killed")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return np.zeros((4, 8, 8)), np.arange(4)
+"""
+
+
+def test_a_trainer_that_is_killed_while_it_reads_its_data_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sensors.py").write_text(KILLED_ONCE)
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", "sensors:load", "--client-id", "7")
+    with device(tmp_path, "--server", nobody(), "--insecure", *data) as client:
+        wait_for(lambda: "cannot be reached" in client.said())
+        assert "the trainer died (signal 9); trying again" in client.said()
+
+
+def test_pauses_grow_to_ten_seconds_and_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    stop = Stop()
+    monkeypatch.setattr(stop, "within", waited.append)
+    backoff = Backoff(10.0)
+    for _ in range(8):
+        backoff.pause(stop)
+    assert waited[0] <= 1
+    assert all(5 <= pause <= 10 for pause in waited[4:])
+    assert len(set(waited)) == len(waited)
 
 
 @pytest.mark.slow
@@ -338,6 +378,35 @@ def test_what_is_kept_of_a_log_that_grew_at_once_is_its_end(tmp_path: Path) -> N
     assert (tmp_path / "log.1").read_bytes() == lines[-800:]
 
 
+def test_who_follows_a_log_that_begins_anew_reads_every_byte_once(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\n")
+    tail, said = Tail(log), ""
+    with log.open("ab", buffering=0) as writer:
+        for number in range(1000):
+            writer.write(b"%d\n" % number)
+            if number % 7 == 0:
+                said += tail.read()
+            if number % 11 == 0:
+                said += tail.bound(200, kept=10)
+    assert log.stat().st_size <= 250
+    assert (said + tail.read()).split() == [str(number) for number in range(1000)]
+    log.write_text("of another\n")  # somebody else began it anew
+    assert tail.read() == "of another\n"
+
+
+def test_logs_are_their_owner_s_alone_and_so_are_their_older_halves(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("from an older version")
+    log.chmod(0o644)
+    with open_log(log) as file:
+        file.write(b", and on")
+    assert log.read_text() == "from an older version, and on"
+    assert bound_log(log, 1)
+    for path in (log, tmp_path / "log.1"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 def test_a_folder_is_measured_while_its_files_go_away(tmp_path: Path) -> None:
     program = (
         "import pathlib, shutil, sys\n"
@@ -362,7 +431,7 @@ def test_a_folder_is_measured_while_its_files_go_away(tmp_path: Path) -> None:
 def test_a_device_s_clients_are_named_by_an_id_or_by_ranges() -> None:
     assert hosted(7, None) == (7,)
     assert hosted(None, "20-22, 3,7-7") == (3, 7, 20, 21, 22)
-    assert hosted(None, "0-999999")[::999_999] == (0, 999_999)
+    assert hosted(None, "0-99999")[::99_999] == (0, 99_999)
 
 
 def test_a_gateway_s_folder_has_a_name_that_a_file_system_takes() -> None:
@@ -382,7 +451,10 @@ def test_a_gateway_s_folder_has_a_name_that_a_file_system_takes() -> None:
         (None, "a-b", "'a-b' is not a client id or a range"),
         (None, "9-3", "'9-3' is not a range from small to large"),
         (None, "1-3,2", "names a client twice"),
-        (None, "0-999999999", "is not a range"),
+        (None, "0-99999999999", "more than 100,000 clients; use more gateways"),
+        (None, "0-60000,70000-110000", "more than 100,000 clients"),
+        (None, "99999999999", "client ids go up to 2147483647"),
+        (None, "5," * 10_000 + "a", r"^--hosts [5,]{59}…: 'a' is not a client id"),
         (None, "", "'' is not a client id"),
     ],
 )
@@ -417,3 +489,16 @@ def test_options_that_cannot_be_meant_are_refused(
     assert reason in told
     assert told.count("\n") == 1
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("state", ["file", "file/below"])
+def test_a_state_folder_that_is_a_file_is_refused(
+    state: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    at = ("--server", "127.0.0.1:9", "--insecure", "--state", str(tmp_path / state))
+    assert run(["client", *at, *own(tmp_path)]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    expected = f"--state {tmp_path / state}: is or lies in a file; name a folder"
+    assert told.err == f"error: {expected}\n"

@@ -9,58 +9,74 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared_models.errors import InputError
+from shared_models.errors import InputError, one_line
 
 if TYPE_CHECKING:
+    from deploy.fleet.client import Device
     from deploy.fleet.connection import Connection
 
-_MOST_CLIENTS = 1_000_000
+_MOST_CLIENTS = 100_000
 _LARGEST_ID = 2**31 - 1
 _LONGEST_NAME = 100
 
 
+Server = Annotated[str, typer.Option("--server", help="HOST:PORT of the server.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="An .npz, a .csv or .parquet file, a folder of them or of idx files, "
+        "module:function, or a dataset's name. {client} stands for a client's id.",
+    ),
+]
+ClientId = Annotated[
+    int | None,
+    typer.Option("--client-id", min=0, max=_LARGEST_ID, help="The device's one client."),
+]
+Hosts = Annotated[
+    str | None, typer.Option("--hosts", help="A gateway's clients, like 0-99 or 3,7,20-29.")
+]
+Credentials = Annotated[
+    Path | None,
+    typer.Option("--credentials", help="The folder that `server add-client --out` made."),
+]
+Key = Annotated[Path | None, typer.Option("--key", help="The device's private key.")]
+Ca = Annotated[Path | None, typer.Option("--ca", help="The ca.pem of the server.")]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Without TLS and key; on this machine only.")
+]
+State = Annotated[
+    Path | None, typer.Option("--state", help="The folder of this device's own files.")
+]
+Threads = Annotated[
+    int, typer.Option("--threads", min=1, help="Of the trainer; 1 can be replayed.")
+]
+MemoryMb = Annotated[
+    int | None, typer.Option("--memory-mb", min=100, help="What the trainer may take.")
+]
+When = Annotated[
+    str | None,
+    typer.Option("--when", help="A command; it is trained only while its exit status is 0."),
+]
+MaxDiskMb = Annotated[
+    int, typer.Option("--max-disk-mb", min=10, help="What the state folder may take.")
+]
+
+
 def client(
-    server: Annotated[str, typer.Option("--server", help="HOST:PORT of the server.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data",
-            help="An .npz, a .csv or .parquet file, a folder of them or of idx files, "
-            "module:function, or a dataset's name. {client} stands for a client's id.",
-        ),
-    ],
-    client_id: Annotated[
-        int | None,
-        typer.Option("--client-id", min=0, max=_LARGEST_ID, help="The device's one client."),
-    ] = None,
-    hosts: Annotated[
-        str | None, typer.Option("--hosts", help="A gateway's clients, like 0-99 or 3,7,20-29.")
-    ] = None,
-    credentials: Annotated[
-        Path | None,
-        typer.Option("--credentials", help="The folder that `server add-client --out` made."),
-    ] = None,
-    key: Annotated[Path | None, typer.Option("--key", help="The device's private key.")] = None,
-    ca: Annotated[Path | None, typer.Option("--ca", help="The ca.pem of the server.")] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Without TLS and key; on this machine only.")
-    ] = False,
-    state: Annotated[
-        Path | None, typer.Option("--state", help="The folder of this device's own files.")
-    ] = None,
-    threads: Annotated[
-        int, typer.Option("--threads", min=1, help="Of the trainer; 1 can be replayed.")
-    ] = 1,
-    memory_mb: Annotated[
-        int | None, typer.Option("--memory-mb", min=100, help="What the trainer may take.")
-    ] = None,
-    when: Annotated[
-        str | None,
-        typer.Option("--when", help="A command; it is trained only while its exit status is 0."),
-    ] = None,
-    max_disk_mb: Annotated[
-        int, typer.Option("--max-disk-mb", min=10, help="What the state folder may take.")
-    ] = 200,
+    server: Server,
+    data: Data,
+    client_id: ClientId = None,
+    hosts: Hosts = None,
+    credentials: Credentials = None,
+    key: Key = None,
+    ca: Ca = None,
+    insecure: Insecure = False,
+    state: State = None,
+    threads: Threads = 1,
+    memory_mb: MemoryMb = None,
+    when: When = None,
+    max_disk_mb: MaxDiskMb = 200,
 ) -> None:
     """Let this machine's data take part in a fleet's training; runs until it is stopped.
 
@@ -69,23 +85,36 @@ def client(
     """
     ids = hosted(client_id, hosts)
     connection, key_file = _access(server, credentials, key, ca, insecure)
-    from platformdirs import user_state_path
-
     from clients.hosting import Hosting
     from clients.warm.service import Limits
-    from deploy.fleet.client import Device, run_device
+    from deploy.fleet.client import Device
 
     device = Device(
         connection=connection,
         key=key_file,
-        state=state or user_state_path("wildflower") / "clients" / folder_name(ids, hosts),
+        state=state or _own_state(ids, hosts),
         hosting_json=Hosting(data, ids, threads).to_json(),
         limits=Limits(memory_mb, when),
         max_disk_mb=max_disk_mb,
     )
-    clients = f"client {ids[0]}" if len(ids) == 1 else f"{len(ids)} clients"
-    print(f"{clients}, state in {device.state}", flush=True)
-    run_device(device, lambda line: print(line, flush=True))
+    _run(device, f"client {ids[0]}" if len(ids) == 1 else f"{len(ids)} clients")
+
+
+def _run(device: Device, clients: str) -> None:
+    from deploy.fleet.client import prepare_state, run_device
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    prepare_state(device.state)
+    say(f"{clients}, state in {device.state}")
+    run_device(device, say)
+
+
+def _own_state(ids: tuple[int, ...], hosts: str | None) -> Path:
+    from platformdirs import user_state_path
+
+    return user_state_path("wildflower") / "clients" / folder_name(ids, hosts)
 
 
 def folder_name(ids: tuple[int, ...], hosts: str | None) -> str:
@@ -110,18 +139,31 @@ def hosted(client_id: int | None, hosts: str | None) -> tuple[int, ...]:
         raise InputError("expected one of --client-id N (a device) and --hosts 0-99 (a gateway)")
     if client_id is not None:
         return (client_id,)
+    told = f"--hosts {one_line(str(hosts), 60)}"
     ids: list[int] = []
     for part in str(hosts).split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        if not found:
-            raise InputError(f"--hosts {hosts}: {part!r} is not a client id or a range like 0-99")
-        first, last = int(found[1]), int(found[2] or found[1])
-        if last < first or last - first >= _MOST_CLIENTS:
-            raise InputError(f"--hosts {hosts}: {part!r} is not a range from small to large")
-        ids.extend(range(first, last + 1))
+        own = _range(told, part)
+        if len(ids) + len(own) > _MOST_CLIENTS:
+            raise InputError(f"{told}: more than {_MOST_CLIENTS:,} clients; use more gateways")
+        ids.extend(own)
     if len(set(ids)) < len(ids):
-        raise InputError(f"--hosts {hosts}: names a client twice")
+        raise InputError(f"{told}: names a client twice")
     return tuple(sorted(ids))
+
+
+def _range(told: str, part: str) -> range:
+    found = re.fullmatch(r"\s*(\d{1,100})(?:-(\d{1,100}))?\s*", part, re.ASCII)
+    if not found:
+        part = one_line(part, 60)
+        raise InputError(f"{told}: {part!r} is not a client id or a range like 0-99")
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise InputError(f"{told}: {part!r} is not a range from small to large")
+    if last - first >= _MOST_CLIENTS:  # such a range may have no length that a machine can tell
+        raise InputError(f"{told}: more than {_MOST_CLIENTS:,} clients; use more gateways")
+    if last > _LARGEST_ID:
+        raise InputError(f"{told}: client ids go up to {_LARGEST_ID}")
+    return range(first, last + 1)
 
 
 def _access(

@@ -20,10 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
+from clients.warm.logs import open_log
+from clients.warm.process import Died
 from clients.warm.service import Limits, TrainerService
 from deploy.fleet.connection import Connection
-from deploy.fleet.disk import bound_log, prune_apps
+from deploy.fleet.disk import Tail, bound_log, prune_apps
 from deploy.fleet.environment import flower_environment
 from deploy.fleet.probe import fault_of
 from deploy.fleet.processes import adopt_orphans, end_descendants
@@ -32,14 +35,18 @@ from shared_models.errors import InputError, Interrupted, one_line
 from shared_models.files import locked
 
 _MB = 2**20
-_LONGEST_BACKOFF_S = 60.0
+# A device is to be back soon after its server, and after Flower gave up an old one of its nodes.
+_LONGEST_BACKOFF_S = 10.0
+_LONGEST_LOAD_BACKOFF_S = 60.0  # reading a gateway's data is work
 _STABLE_S = 60.0
 _STOP_S = 10.0
 _TIDY_S = 60.0
 _LONGEST_SOCKET = 100  # bytes; the system's bound on the path of a Unix socket is a little more
 # What Flower says when the server knows no such key, or a node with this key is online.
 _NOT_ADMITTED = "Failed to activate SuperNode"
+_CONNECTED = "SuperNode ID"
 _FLOWERS_EXIT = "Exit Code: "
+_REMEMBERED = 100_000  # characters of what Flower's processes said
 
 Say = Callable[[str], None]
 
@@ -85,8 +92,22 @@ class Device:
         return self.state / "client.log"
 
 
+def prepare_state(state: Path) -> None:
+    """Makes the state folder, for this user alone; `InputError` when it cannot be one."""
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _lock(state).touch(mode=0o600)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"--state {state}: is or lies in a file; name a folder") from None
+    except OSError as error:
+        raise InputError(f"--state {state}: cannot be written: {error.strerror}") from None
+
+
 def run_device(device: Device, say: Say) -> None:
-    """Runs a device until SIGTERM (returns) or Ctrl-C (`Interrupted`)."""
+    """Runs a device, whose state folder is prepared, until SIGTERM (returns) or Ctrl-C.
+
+    Raises `InputError` when its data is unfit, `Interrupted` after Ctrl-C.
+    """
     with _held(device.state), _socket_place(device.state) as place, stop_on_signals() as stop:
         adopt_orphans()
         say = _noted(device.own_log, say)
@@ -94,7 +115,7 @@ def run_device(device: Device, say: Say) -> None:
         try:
             with trainer:
                 say("the trainer reads its data")
-                trainer.load(lambda: not stop.within(0))
+                _load(trainer, say, stop)
                 _Supervisor(device, place, say, stop).run()
         finally:
             end_descendants(_STOP_S)
@@ -108,22 +129,69 @@ def _noted(log: Path, say: Say) -> Say:
 
     def noted(line: str) -> None:
         say(line)
-        with contextlib.suppress(OSError), log.open("a") as file:  # a full disk stops no device
-            file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n")
+        with contextlib.suppress(OSError), open_log(log) as file:  # a full disk stops no device
+            file.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {line}\n".encode())
 
     return noted
+
+
+def _changes(say: Say) -> Say:
+    """Returns what says a line unless it said the same just before."""
+    told = ""
+
+    def tell(line: str) -> None:
+        nonlocal told
+        if line != told:
+            told = line
+            say(line)
+
+    return tell
+
+
+class Backoff:
+    """Pauses that grow up to a longest one."""
+
+    def __init__(self, longest_s: float) -> None:
+        self._longest_s = longest_s
+        self.reset()
+
+    def reset(self) -> None:
+        """Begins with a short pause again."""
+        self._next_s = 1.0
+
+    def pause(self, stop: Stop) -> None:
+        """Waits, or less when it is to stop."""
+        # Devices that lost one server would all come back at one moment.
+        stop.within(self._next_s * random.uniform(0.5, 1.0))  # noqa: S311
+        self._next_s = min(2 * self._next_s, self._longest_s)
+
+
+def _load(trainer: TrainerService, say: Say, stop: Stop) -> None:
+    """Returns when the trainer has its data, or when the device is to stop.
+
+    Memory that others took now may be free later: only data that is unfit ends it (`InputError`).
+    """
+    backoff, tell = Backoff(_LONGEST_LOAD_BACKOFF_S), _changes(say)
+    while not stop.within(0):
+        try:
+            trainer.load(lambda: not stop.within(0))
+            return
+        except Died as error:
+            tell(f"{error}; trying again")
+        backoff.pause(stop)
+        trainer.renew()
 
 
 class _Supervisor:
     """One SuperNode after the other, until it is stopped."""
 
     def __init__(self, device: Device, place: Path, say: Say, stop: Stop) -> None:
-        self._device, self._place, self._say, self._stop = device, place, say, stop
-        self._told = ""
+        self._device, self._place, self._stop = device, place, stop
+        self._tell = _changes(say)
 
     def run(self) -> None:
         """Returns when it was asked to stop."""
-        backoff = 1.0
+        backoff = Backoff(_LONGEST_BACKOFF_S)
         while not self._stop.within(0):
             began = time.monotonic()
             fault = fault_of(self._device.connection)
@@ -133,49 +201,83 @@ class _Supervisor:
                 fault = f"{error.filename or self._device.state}: {error.strerror}"
             if fault is None:
                 return
-            backoff = 1.0 if time.monotonic() - began > _STABLE_S else backoff
+            if time.monotonic() - began > _STABLE_S:
+                backoff.reset()
             self._tell(f"{fault}; trying again")
-            # Devices that lost one server would all come back at one moment.
-            self._stop.within(backoff * random.uniform(0.8, 1.2))  # noqa: S311
-            backoff = min(2 * backoff, _LONGEST_BACKOFF_S)
-
-    def _tell(self, line: str) -> None:
-        if line != self._told:
-            self._told = line
-            self._say(line)
+            backoff.pause(self._stop)
 
     def _watch(self) -> str | None:
         """Runs a SuperNode; returns why it ended, or None when the device is to stop."""
-        seen = self._device.log.stat().st_size if self._device.log.exists() else 0
-        node, executor = _start(self._device, self._place)
-        is_connected, tidied = False, -_TIDY_S
-        try:
+        with _Node(self._device, self._place) as node:
+            is_connected = False
             while not self._stop.within(0.5):
-                if not is_connected and "SuperNode ID" in _said(self._device.log, seen):
+                node.look()
+                if not is_connected and node.is_connected:
                     is_connected = True
                     self._tell(f"connected to {self._device.connection.address}")
-                for name, process in {"SuperNode": node, "SuperExec": executor}.items():
-                    if process.poll() is not None:
-                        return _why(name, process.returncode, _said(self._device.log, seen))
-                if time.monotonic() - tidied >= _TIDY_S:
-                    _tidy(self._device)
-                    tidied = time.monotonic()
-            return None
-        finally:
-            for process in (node, executor):
-                _end(process)
+                if fault := node.fault():
+                    return fault
+        return None
 
 
-def _tidy(device: Device) -> None:
-    """Keeps the state folder within its bound: logs, with their older halves, and bundles."""
+class _Node:
+    """A SuperNode with its SuperExec, and what they say; a context manager."""
+
+    def __init__(self, device: Device, place: Path) -> None:
+        self._device, self._place = device, place
+        self._tail = Tail(device.log)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._said = ""
+        self._tidied = -_TIDY_S
+        self.is_connected = False
+
+    def __enter__(self) -> Self:
+        try:
+            for name, module in _commands(self._device, self._place).items():
+                self._processes[name] = _popen(self._device, module)
+        except BaseException:  # one without the other is of no use
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes.values():
+            _end(process)
+
+    def look(self) -> None:
+        """Reads on, and keeps the state folder within its bound."""
+        self._hear(self._tail.read())
+        if time.monotonic() - self._tidied >= _TIDY_S:
+            self._hear(_tidy(self._device, self._tail))
+            self._tidied = time.monotonic()
+
+    def fault(self) -> str | None:
+        """Returns why one of the two ended; None while both are there."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                self._hear(self._tail.read())  # its last words
+                return _why(name, process.returncode, self._said)
+        return None
+
+    def _hear(self, new: str) -> None:
+        self._said = (self._said + new)[-_REMEMBERED:]
+        self.is_connected = self.is_connected or _CONNECTED in self._said
+
+
+def _tidy(device: Device, tail: Tail) -> str:
+    """Keeps the state folder within its bound: logs, with their older halves, and bundles.
+
+    Returns what came last in Flower's log, if that began anew.
+    """
     room = device.max_disk_mb * _MB
-    for log in (device.log, device.trainer_log, device.own_log):
+    for log in (device.trainer_log, device.own_log):
         bound_log(log, room // 12, kept=room // 12)
     prune_apps(device.flower_home, room // 2)
+    return tail.bound(room // 12, kept=room // 12)
 
 
-def _start(device: Device, place: Path) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
-    """Starts a SuperNode, and the SuperExec that starts its ClientApps.
+def _commands(device: Device, place: Path) -> dict[str, list[str]]:
+    """Returns what starts a SuperNode, and the SuperExec that starts its ClientApps.
 
     They share a secret, so that nobody else on this device is given the node's messages.
     """
@@ -193,12 +295,12 @@ def _start(device: Device, place: Path) -> tuple[subprocess.Popen[bytes], subpro
         node += ["--auth-supernode-private-key", str(device.key)]
     executor = ["-m", "deploy.fleet.superexec", "--insecure", *own]
     executor += ["--runtime-api-address", f"127.0.0.1:{port}"]
-    return _popen(device, node), _popen(device, executor)
+    return {"SuperNode": node, "SuperExec": executor}
 
 
 def _popen(device: Device, module: list[str]) -> subprocess.Popen[bytes]:
     # Of its own session: a Ctrl-C in the terminal is for us to pass on, in the right order.
-    with device.log.open("ab") as log:
+    with open_log(device.log) as log:
         return subprocess.Popen(
             [sys.executable, "-P", *module],
             stdin=subprocess.DEVNULL,
@@ -216,12 +318,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _said(log: Path, since: int) -> str:
-    with log.open("rb") as file:
-        file.seek(since if since <= log.stat().st_size else 0)  # it was begun anew
-        return file.read().decode(errors="replace")
 
 
 def _why(name: str, code: int, said: str) -> str:
@@ -251,13 +347,14 @@ def _write_secret(path: Path) -> None:
         file.write(secrets.token_bytes(32))
 
 
+def _lock(state: Path) -> Path:
+    return state / "lock"
+
+
 @contextlib.contextmanager
 def _held(state: Path) -> Iterator[None]:
-    """Makes the state folder, for this user alone, and keeps other clients out of it."""
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock = state / "lock"
-    lock.touch(mode=0o600)
-    with locked(lock) as free:
+    """Keeps other clients out of the state folder."""
+    with locked(_lock(state)) as free:
         if not free:
             raise InputError(f"--state {state}: another client runs on this folder; stop it first")
         yield
