@@ -22,7 +22,7 @@ access=(--server "$address" --credentials "$home/server")
 
 wildflower server init --state "$home/server" --name localhost
 for device in 1 2 3 4; do
-  wildflower server add-client "device-$device" --state "$home/server" --out "$home/device-$device"
+  wildflower server add-client "device-$device" --state "$home/server" --hosts "$device" --out "$home/device-$device"
 done
 
 wildflower server start --state "$home/server" --host 127.0.0.1 --port "${address##*:}" &

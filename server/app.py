@@ -16,21 +16,16 @@ from flwr.serverapp import Grid, ServerApp
 
 from server.device import check_devices
 from server.events import Notice, Observer
-from server.fleet import (
-    CLIENT_DEADLINE_S,
-    NODES_TIMEOUT_S,
-    Letter,
-    call_roll,
-    exchange,
-    failure_of,
-    reason_of,
-)
-from server.fleet_run import fleet_folder, recorded, wait_until_free
+from server.fleet import CLIENT_DEADLINE_S, Letter, exchange
+from server.fleet_register import Register
+from server.fleet_run import fleet_folder, fleet_register, held_for_run, recorded
 from server.manifest import Engine
 from server.plain import print_event
 from server.population import Enough, Roll
+from server.replies import failure_of, reason_of
+from server.roll_call import RollTimes, call_roll
 from server.run import learn, open_run
-from server.run_folder import new_run_folder
+from server.run_folder import RunFolder, new_run_folder
 from server.stage import Transport
 from shared_models.config import BUILTIN, Config, parse_config
 from shared_models.errors import RoundError, UpdateError
@@ -55,29 +50,39 @@ def make_app(observe: Observer = print_event) -> ServerApp:
         torch.set_num_threads(1)  # as in the workers: one engine may not sum in another order
         settings = context.run_config
         if settings.get("run"):
-            path = fleet_folder(str(settings["run"]), str(settings.get("out") or ""), os.environ)
-            with recorded(path, context.run_id, observe) as told:
-                _train(grid, settings, path, told)
+            _train_fleet(grid, settings, context.run_id, observe)
             return
         given = settings.get("out")
         config = _config(settings)
         out = Path(str(given)) if given else new_run_folder(Path("runs"), config.name)
         if not given:
             observe(Notice(f"run folder {out.absolute()}"))
-        _train(grid, settings, out, observe)
+        config, folder = _open(settings, out)
+        with folder.held():
+            learn(config, folder, make_transport(grid, config.client_deadline_s), observe)
 
     return server_app
 
 
-def _train(grid: Grid, settings: RunConfig, path: Path, observe: Observer) -> None:
-    config, resume = _config(settings), bool(settings.get("resume"))
-    # Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
+def _train_fleet(grid: Grid, settings: RunConfig, flower_run: int, observe: Observer) -> None:
+    path = fleet_folder(str(settings["run"]), str(settings.get("out") or ""), os.environ)
+    with recorded(path, flower_run, observe) as told:
+        config, folder = _open(settings, path)
+        with held_for_run(folder):
+            known = fleet_register(os.environ)
+            transport = make_transport(grid, config.client_deadline_s, register=known)
+            learn(config, folder, transport, told)
+
+
+def _open(settings: RunConfig, path: Path) -> tuple[Config, RunFolder]:
+    """Returns the run's config, with all of its plan settled, and its folder.
+
+    Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
+    """
+    config = _config(settings)
     config = config.model_copy(update={"plan": config.settled_plan})
     check_devices(config)
-    folder = open_run(config, path, resume=resume)
-    if settings.get("run"):
-        wait_until_free(folder)
-    learn(config, folder, make_transport(grid, config.client_deadline_s), observe)
+    return config, open_run(config, path, resume=bool(settings.get("resume")))
 
 
 def _config(settings: RunConfig) -> Config:
@@ -85,15 +90,19 @@ def _config(settings: RunConfig) -> Config:
 
 
 def make_transport(
-    grid: Grid, client_deadline_s: float | None = None, nodes_timeout_s: float = NODES_TIMEOUT_S
+    grid: Grid,
+    client_deadline_s: float | None = None,
+    times: RollTimes | None = None,
+    register: Register | None = None,
 ) -> Transport:
     """Returns the coordinator's view of a grid; a deadline holds where the grid can cut off."""
+    roll_times = times or RollTimes()
     engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
     patience = client_deadline_s if getattr(grid, "cuts_off", False) else None
     local = hasattr(grid, "engine")
 
     def hello(enough: Enough) -> Roll:
-        return _hello_here(grid) if local else call_roll(grid, enough, nodes_timeout_s)
+        return _hello_here(grid) if local else call_roll(grid, enough, roll_times, register)
 
     def send(kind: str, requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         if not local:

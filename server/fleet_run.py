@@ -8,16 +8,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from server.event_log import EVENTS, Ended, EventLog
 from server.events import Event, Observer
-from server.fleet import is_transport
+from server.fleet_register import Register, read_register
+from server.replies import is_transport
 from server.run_folder import RunFolder
 from shared_models.errors import InputError, WildflowerError, one_line
-from shared_models.files import locked
 
 _STATE = "WILDFLOWER_STATE"
 _HELD_S = 30.0
@@ -36,21 +35,16 @@ def fleet_folder(run: str, out: str, environment: Mapping[str, str]) -> Path:
     return Path(state) / "runs" / run
 
 
-def wait_until_free(folder: RunFolder, patience_s: float = _HELD_S) -> None:
-    """Waits for the process that had the run before, while it is dying."""
-    until = time.monotonic() + patience_s
-    while time.monotonic() < until:
-        with locked(folder.config_file) as free:
-            if free:
-                return
-        time.sleep(0.2)
+def fleet_register(environment: Mapping[str, str]) -> Register:
+    """Returns the devices that the server of this process knows."""
+    return read_register(Path(environment[_STATE]))
 
 
 @contextlib.contextmanager
 def recorded(path: Path, flower_run: int, observe: Observer) -> Iterator[Observer]:
-    """Yields an observer that also writes events; how the run ends is an event, and its status.
+    """Yields an observer that also writes events; how the run ends is an event.
 
-    An end that is Flower's (the SuperLink went away, somebody stopped the run) is neither.
+    An end that is Flower's (the SuperLink went away, somebody stopped the run) is none.
     """
     log = EventLog(path / EVENTS)
 
@@ -58,27 +52,37 @@ def recorded(path: Path, flower_run: int, observe: Observer) -> Iterator[Observe
         log(event)
         observe(event)
 
-    if RunFolder(path).summary():
-        _end(path, None, None)  # of the time before
     try:
         yield both
     except Exception as error:
         if not is_transport(error):
             reason = _reason(error, path.name)
-            with contextlib.suppress(OSError):  # the disk may be what has failed
-                _end(path, "failed", reason)
             log.end(Ended("failed", str(flower_run), reason))
             if isinstance(error, OSError):
                 raise WildflowerError(reason) from error
         raise
-    _end(path, "done", None)
     log.end(Ended("done", str(flower_run)))
 
 
-def _end(path: Path, status: str | None, reason: str | None) -> None:
-    folder = RunFolder(path)
-    if folder.config_file.exists():
-        folder.update_summary(status=status, reason=reason)
+@contextlib.contextmanager
+def held_for_run(folder: RunFolder) -> Iterator[None]:
+    """Holds a folder for a run on a fleet; how that ends becomes the status in its summary.
+
+    The process that had the run before may be dying: it is waited for, and what it still writes
+    comes before the status is cleared.
+    """
+    with folder.held(_HELD_S):
+        if folder.summary():
+            folder.update_summary(status=None, reason=None)  # of the time before
+        try:
+            yield
+        except Exception as error:
+            if not is_transport(error):
+                with contextlib.suppress(OSError):  # the disk may be what has failed
+                    reason = _reason(error, folder.path.name)
+                    folder.update_summary(status="failed", reason=reason)
+            raise
+        folder.update_summary(status="done", reason=None)
 
 
 def _reason(error: Exception, run: str) -> str:

@@ -71,7 +71,7 @@ class Roll:
     """Which nodes answered in time, and why the others are left out."""
 
     hellos: Mapping[int, Hello]
-    left_out: Mapping[int, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 Enough: TypeAlias = Callable[[Mapping[int, Hello]], bool]

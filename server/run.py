@@ -41,12 +41,10 @@ def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
 
 
 def learn(config: Config, folder: RunFolder, transport: Transport, observe: Observer) -> None:
-    """Runs the learning stages, going on from the newest checkpoint, and writes what they made."""
-    with folder.held():
-        _learn(config, folder, transport, observe)
+    """Runs the learning stages, going on from the newest checkpoint, and writes what they made.
 
-
-def _learn(config: Config, folder: RunFolder, transport: Transport, observe: Observer) -> None:
+    The folder is held by who calls.
+    """
     began = time.time()
     task = load_task(config.task)
     run = Run(config, folder, transport, observe, task, evaluator_of(config, task))
@@ -107,8 +105,8 @@ def _population(run: Run) -> Population:
     known = [client_id for host in hosts for client_id in host.client_ids]
     wanted = run.config.learning_stages[0].clients_per_round
     roll = run.transport.hello(hosts_these(known) if hosts else hosts_clients(wanted))
-    for node, reason in roll.left_out.items():
-        run.observe(Notice(f"node {node} is left out: {reason}"))
+    for name, reason in roll.left_out.items():
+        run.observe(Notice(f"{name} is left out: {reason}"))
     found = merge_hellos(roll.hellos, run.config.plan.nodes)
     if found.hosts and not begun:
         run.folder.manifest_file.unlink(missing_ok=True)  # of an attempt that trained nobody

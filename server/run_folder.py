@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +99,13 @@ class RunFolder:
             ) from None
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Keeps other processes out of the folder, and tidies up after one that was killed."""
-        with locked(self.config_file) as free:
+    def held(self, patience_s: float = 1.0) -> Iterator[None]:
+        """Keeps other processes out of the folder, and tidies up after one that was killed.
+
+        It waits that long for another one: it may be dying, or only looking whether a run is at
+        work. `InputError` when it stays.
+        """
+        with _lock(self.config_file, patience_s) as free:
             if not free:
                 raise InputError(f"{self.path}: another process is working on this run")
             for folder in (self.path, self.checkpoints, self.path / "client_metrics", self.export):
@@ -193,6 +198,17 @@ class RunFolder:
         """Changes entries of `summary.json`, atomically; None removes one."""
         changed = {**self.summary(), **entries}
         write_json(self.summary_file, {k: v for k, v in changed.items() if v is not None})
+
+
+@contextlib.contextmanager
+def _lock(path: Path, patience_s: float) -> Iterator[bool]:
+    until = time.monotonic() + patience_s
+    while True:
+        with locked(path) as free:
+            if free or time.monotonic() >= until:
+                yield free
+                return
+        time.sleep(0.1)
 
 
 def new_run_folder(runs: Path, name: str) -> Path:

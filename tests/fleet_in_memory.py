@@ -14,6 +14,7 @@ from clients.app import app
 from deploy.engines.grid import LocalGrid, call_app
 from server.app import make_transport
 from server.events import Event, Notice
+from server.roll_call import RollTimes
 from server.run import learn, open_run
 from server.run_folder import RunFolder
 from shared_models.config import Config, to_toml
@@ -93,5 +94,6 @@ def train(
             told.append(event.text)
 
     folder = open_run(config, path, resume=resume)
-    learn(config, folder, make_transport(grid, 5.0, nodes_timeout_s=1.0), observe)
+    with folder.held():
+        learn(config, folder, make_transport(grid, 5.0, RollTimes(1.0, 1.0)), observe)
     return folder, told

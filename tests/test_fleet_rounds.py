@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from server.fleet import SPARE_S, Answer, Letter, call_roll, exchange, reason_of
+from server.fleet import SPARE_S, Letter, exchange
 from server.population import (
     Hosted,
     hosts_clients,
@@ -18,6 +18,8 @@ from server.population import (
     merge_hellos,
     rejoined,
 )
+from server.replies import Answer, reason_of
+from server.roll_call import RollTimes, call_roll
 from server.run_folder import RunFolder
 from shared_models.errors import CheckpointError, RoundError
 from shared_models.files import sha256_of
@@ -96,6 +98,18 @@ def test_a_superlink_that_is_gone_ends_the_run() -> None:
 
     with pytest.raises(ConnectionRefusedError):
         answers_of(PostOffice({7: gone}), letter(7))
+
+
+def test_an_upload_that_stalls_costs_its_own_deadline_alone() -> None:
+    def stalled(message: Message) -> Message:
+        time.sleep(4)  # as Flower does for what a killed client did not send
+        return echo(message)
+
+    began = time.monotonic()
+    found = answers_of(PostOffice({7: stalled, 8: echo}), letter(7, 0.2), letter(8), letter(8))
+    assert time.monotonic() - began < 3.0
+    assert found[0] == BlockFailure("no reply within 0.2 s", timed_out=True)
+    assert isinstance(found[2], Message)
 
 
 def test_nobody_answers_in_the_name_of_another_node() -> None:
@@ -194,6 +208,9 @@ def test_a_node_that_cannot_say_who_it_is_is_left_out_by_name(tmp_path: Path) ->
     assert folder.manifest()["population"]["clients"] == 6
 
 
+BRIEF = RollTimes(connect_s=0.3, answer_s=0.3)
+
+
 def test_the_roll_is_called_until_enough_have_come() -> None:
     config = config_of()
     grid = fleet(config, 71, places=2)
@@ -204,14 +221,26 @@ def test_the_roll_is_called_until_enough_have_come() -> None:
         return Device(config, 0, 2, 71)(message)
 
     grid.nodes[71] = first
-    assert sorted(call_roll(grid, hosts_clients(12), 5.0).hellos) == [71, 72]
+    assert sorted(call_roll(grid, hosts_clients(12), RollTimes(5.0)).hellos) == [71, 72]
+
+
+def test_who_reads_its_data_for_long_is_waited_for_unless_there_are_enough() -> None:
+    def slow(message: Message) -> Message | None:
+        return Device(config, 1, 2, 72)(message) if time.monotonic() - began > 1.0 else None
+
+    config = config_of()
+    grid = PostOffice({71: Device(config, 0, 2, 71), 72: slow})
+    for wanted, found in ((12, [71, 72]), (6, [71])):
+        began = time.monotonic()
+        roll = call_roll(grid, hosts_clients(wanted), RollTimes(connect_s=0.3, answer_s=5.0))
+        assert sorted(roll.hellos) == found
 
 
 def test_without_any_answer_the_run_fails_and_says_why() -> None:
     with pytest.raises(RoundError, match="no node connected within"):
-        call_roll(PostOffice({}), hosts_clients(1), 0.3)
+        call_roll(PostOffice({}), hosts_clients(1), BRIEF)
     with pytest.raises(RoundError, match="node 7: no answer within"):
-        call_roll(PostOffice({7: silent}), hosts_clients(1), 0.3)
+        call_roll(PostOffice({7: silent}), hosts_clients(1), BRIEF)
 
 
 def hello(*ids: int, each: int = 10, data: str = "a") -> Hello:

@@ -29,7 +29,7 @@ from deploy.fleet.submit import (
 )
 from server.event_log import EVENTS, Ended, EventLog, read_event
 from server.events import BlockFinished, Event, Notice, StageStarted
-from server.fleet_run import fleet_folder, recorded
+from server.fleet_run import fleet_folder, held_for_run, recorded
 from server.run_folder import RunFolder
 from shared_models.errors import InputError, RoundError, ServerError, WildflowerError
 from tests.in_memory import config_of
@@ -120,7 +120,11 @@ def folder(tmp_path: Path) -> RunFolder:
 def test_our_own_errors_are_events_with_a_reason(
     folder: RunFolder, error: Exception, told: str
 ) -> None:
-    with pytest.raises((type(error), WildflowerError)), recorded(folder.path, 17, print):
+    with (
+        pytest.raises((type(error), WildflowerError)),
+        recorded(folder.path, 17, print),
+        held_for_run(folder),
+    ):
         raise error
     (ended,) = events_in(folder.path / EVENTS)
     assert isinstance(ended, Ended)
@@ -130,7 +134,11 @@ def test_our_own_errors_are_events_with_a_reason(
 
 
 def test_a_superlink_that_goes_away_is_no_end_of_our_run(folder: RunFolder) -> None:
-    with pytest.raises(ConnectionError), recorded(folder.path, 17, print):
+    with (
+        pytest.raises(ConnectionError),
+        recorded(folder.path, 17, print),
+        held_for_run(folder),
+    ):
         raise ConnectionError
     assert not (folder.path / EVENTS).exists()
     assert folder.summary() == {}
@@ -138,10 +146,25 @@ def test_a_superlink_that_goes_away_is_no_end_of_our_run(folder: RunFolder) -> N
 
 def test_a_run_that_goes_on_has_not_failed_any_more(folder: RunFolder) -> None:
     folder.update_summary(status="failed", reason="none of 10 clients")
-    with recorded(folder.path, 18, print):
+    with recorded(folder.path, 18, print), held_for_run(folder):
         assert folder.summary() == {}
     assert folder.summary() == {"status": "done"}
     assert events_in(folder.path / EVENTS) == [Ended("done", "18")]
+
+
+def test_the_status_is_his_who_holds_the_run(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.fleet_run._HELD_S", 0.2)
+    folder.update_summary(status="failed", reason="of the one at work")
+    with (
+        folder.held(),
+        pytest.raises(InputError, match="another process"),
+        recorded(folder.path, 19, print),
+        held_for_run(folder),
+    ):
+        raise AssertionError("nobody else gets in")
+    assert folder.summary() == {"status": "failed", "reason": "of the one at work"}
 
 
 @dataclass

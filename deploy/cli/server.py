@@ -89,6 +89,10 @@ def add_client_(
     public_key: Annotated[
         Path | None, typer.Option(help="A key that the device made itself (OpenSSH or PEM).")
     ] = None,
+    hosts: Annotated[
+        str | None,
+        typer.Option(help="Clients that it may host, like 7 or 0-99 [default: any that is free]."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the device's files go [default: ./NAME].")
     ] = None,
@@ -98,7 +102,7 @@ def add_client_(
 
     OUT gets client.key and ca.pem, which the device needs; move them there, keep no copy.
 
-    Example: wildflower server add-client watch-1 --state server --out watch-1
+    Example: wildflower server add-client watch-1 --state server --hosts 1 --out watch-1
     """
     from deploy.fleet.node_keys import make_node_key, read_public_key
     from deploy.fleet.registry import add_client, require_name, write_credentials
@@ -117,7 +121,7 @@ def add_client_(
         public = read_public_key(public_key, name)
     written = [] if folder is None else write_credentials(home, folder, private)
     try:
-        change = add_client(home, name, public)
+        change = add_client(home, name, public, hosts)
     except BaseException:
         if folder is not None and private is not None:
             (folder / "client.key").unlink()
@@ -143,10 +147,13 @@ def list_clients(state: _State, as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("client", "status", "last seen", "node")
+    columns = ("client", "may host", "status", "last seen", "node")
     print_table(
         columns,
-        [(r["name"], r["status"], r["last_seen"] or "", r["node_id"] or "") for r in rows],
+        [
+            (r["name"], r["hosts"] or "any", r["status"], r["last_seen"] or "", r["node_id"] or "")
+            for r in rows
+        ],
     )
 
 

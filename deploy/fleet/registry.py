@@ -1,7 +1,9 @@
 """The devices that may connect: a public key each, in `clients/<NAME>.pub`.
 
-The files are the truth. `reconcile` makes Flower's database agree with them: it is called when the
-server starts and when a client is added or removed while it runs, and may be called at any time.
+Beside it, `<NAME>.hosts` names the clients that the device may host; without it, it may host any
+that no other was given. The files are the truth. `reconcile` makes Flower's database agree with
+them, and the register that runs read: it is called when the server starts and when a client is
+added or removed while it runs, and may be called at any time.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.fleet.connection import answered, open_control
 from deploy.fleet.home import ServerHome, write_public, write_secret
+from deploy.fleet.hosts import parse_hosts
+from server.fleet_register import Register, Registered, write_register
 from shared_models.errors import InputError, ServerError, did_you_mean
 
 if TYPE_CHECKING:
@@ -40,10 +44,14 @@ def client_names(home: ServerHome) -> list[str]:
     return sorted(path.stem for path in home.clients.glob("*.pub"))
 
 
-def add_client(home: ServerHome, name: str, public: bytes) -> Change | None:
+def add_client(
+    home: ServerHome, name: str, public: bytes, hosts: str | None = None
+) -> Change | None:
     """Adds a client by its public key (OpenSSH); None when the server does not run.
 
-    Raises `InputError` when the name or the key is there already, or was removed before.
+    `hosts` are the ids that it may host, like "0-99"; None for any that no other was given. Raises
+    `InputError` when the name, the key or an id is another's already, or the key was removed
+    before.
     """
     from deploy.fleet.node_keys import registered_form
 
@@ -54,16 +62,26 @@ def add_client(home: ServerHome, name: str, public: bytes) -> Change | None:
         raise InputError(f"client {name!r} exists; remove it first, or choose another name")
     if other := _keys(home).get(registered_form(public)):
         raise InputError(f"this key is known already: it is the one of client {other!r}")
+    _require_free_ids(home, hosts)
+    if hosts is not None:
+        write_public(_hosts_file(home, name), f"{hosts}\n".encode())
     write_public(path, public)
     try:
         change = _reconcile_running(home)
     except BaseException:
-        path.unlink()
+        _forget(home, name)
         raise
     if change and name in change.retired:
-        path.unlink()
+        _forget(home, name)
         raise InputError(f"client {name!r}: {retired(name)}")
     return change
+
+
+def _require_free_ids(home: ServerHome, hosts: str | None) -> None:
+    wanted = set(parse_hosts(hosts)) if hosts is not None else set()
+    for other in client_names(home):
+        if taken := wanted & set(may_host(home, other) or ()):
+            raise InputError(f"--hosts {hosts}: client {min(taken)} belongs to {other!r} already")
 
 
 def remove_client(home: ServerHome, name: str) -> Change | None:
@@ -75,8 +93,19 @@ def remove_client(home: ServerHome, name: str) -> Change | None:
         known = client_names(home)
         hint = did_you_mean(name, known) if known else "there are none"
         raise InputError(f"client {name!r} does not exist; {hint}")
-    path.unlink()
+    _forget(home, name)
     return _reconcile_running(home)
+
+
+def may_host(home: ServerHome, name: str) -> tuple[int, ...] | None:
+    """Returns the ids of the clients that a device may host; None for any."""
+    path = _hosts_file(home, name)
+    return parse_hosts(path.read_text().strip()) if path.exists() else None
+
+
+def _forget(home: ServerHome, name: str) -> None:
+    _key_file(home, name).unlink(missing_ok=True)
+    _hosts_file(home, name).unlink(missing_ok=True)
 
 
 def reconcile(home: ServerHome, control: ControlHttpClient) -> Change:
@@ -100,6 +129,7 @@ def _reconcile(home: ServerHome, control: ControlHttpClient) -> Change:
     new = {key: name for key, name in keys.items() if key not in nodes}
     for key, name in new.items():
         control.RegisterNode(RegisterNodeRequest(public_key=key, name=name))
+    _write_register(home, keys, _nodes(control) if new else nodes)
     retired_names = (keys[key] for key in keys.keys() & (nodes.keys() - active.keys()))
     return Change(
         tuple(sorted(new.values())),
@@ -108,19 +138,29 @@ def _reconcile(home: ServerHome, control: ControlHttpClient) -> Change:
     )
 
 
+def _write_register(
+    home: ServerHome, keys: Mapping[bytes, str], nodes: Mapping[bytes, Any]
+) -> None:
+    known = {nodes[key].node_id: name for key, name in keys.items() if key in nodes}
+    write_register(
+        home.path,
+        Register({node: Registered(name, may_host(home, name)) for node, name in known.items()}),
+    )
+
+
 def describe_clients(home: ServerHome) -> list[dict[str, Any]]:
-    """Returns name, node id, status and when it was last seen, of each client.
+    """Returns name, whom it may host, node id, status and when it was last seen, of each client.
 
     Status is online, offline, created (was never here), unregistered, or "server not running".
     """
     running = home.running()
     if running is None:
-        return [_row(name, None, "server not running") for name in client_names(home)]
+        return [_row(home, name, None, "server not running") for name in client_names(home)]
     connection = home.connection(running)
     with answered(connection), open_control(connection) as control:
         nodes = _nodes(control)
     keys = {name: key for key, name in _keys(home).items()}
-    return [_row(name, nodes.get(keys[name]), "unregistered") for name in sorted(keys)]
+    return [_row(home, name, nodes.get(keys[name]), "unregistered") for name in sorted(keys)]
 
 
 def write_credentials(home: ServerHome, folder: Path, private: bytes | None) -> list[Path]:
@@ -179,12 +219,18 @@ def _key_file(home: ServerHome, name: str) -> Path:
     return home.clients / f"{name}.pub"
 
 
-def _row(name: str, node: Any, otherwise: str) -> dict[str, Any]:
+def _hosts_file(home: ServerHome, name: str) -> Path:
+    return home.clients / f"{name}.hosts"
+
+
+def _row(home: ServerHome, name: str, node: Any, otherwise: str) -> dict[str, Any]:
+    path = _hosts_file(home, name)
+    known = {"name": name, "hosts": path.read_text().strip() if path.exists() else None}
     if node is None:
-        return {"name": name, "node_id": None, "status": otherwise, "last_seen": None}
+        return {**known, "node_id": None, "status": otherwise, "last_seen": None}
     status = "created" if node.status == "registered" else node.status
     return {
-        "name": name,
+        **known,
         "node_id": str(node.node_id),  # larger than what JSON's readers take for an integer
         "status": status,
         "last_seen": _last_seen(node),
