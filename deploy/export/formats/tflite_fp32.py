@@ -1,0 +1,35 @@
+"""TFLite in float32: recurrent models by the fused writer, all others by the converter."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from deploy.export.formats.fused import FLOAT32, Weights, write_fused
+from deploy.export.formats.recurrent import UnknownStructureError, is_recurrent, recognise
+from deploy.export.formats.source import Made, Source
+
+
+def write(source: Source, path: Path) -> Made:
+    """Writes the weights as they are."""
+    reason = write_if_fused(source, FLOAT32, path)
+    if reason is not None:
+        from deploy.export.formats.converted import convert
+
+        shutil.copyfile(convert(source), path)
+    return Made("none", reason or "")
+
+
+def write_if_fused(source: Source, weights: Weights, path: Path) -> str | None:
+    """Writes a recurrent model with fused operators and returns None, or returns why not.
+
+    There is nothing to tell of a model that is not recurrent.
+    """
+    if not is_recurrent(source.model):
+        return ""
+    try:
+        model = recognise(source.model)
+    except UnknownStructureError as error:
+        return f"unrolled over time, large and slow: no fused writer for it: {error}"
+    path.write_bytes(write_fused(model, source.shape, weights))
+    return None
