@@ -37,10 +37,11 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def print_artefacts(artefacts: Iterable[Mapping[str, Any]]) -> None:
-    """Prints what was measured of exported files, one line each."""
+    """Prints what was measured of exported files, one line for each runtime, and what was not."""
     columns = (
         "artefact",
         "quantized",
+        "runtime",
         "KB ",
         "accuracy ",
         "torch ",
@@ -49,14 +50,22 @@ def print_artefacts(artefacts: Iterable[Mapping[str, Any]]) -> None:
         "median ms ",
         "p95 ms ",
     )
-    print_table(columns, [_artefact_cells(artefact) for artefact in artefacts])
+    told = list(artefacts)
+    print_table(
+        columns,
+        [_artefact_cells(one, measured) for one in told for measured in one.get("measured", ())],
+    )
+    for runtime in dict.fromkeys(name for one in told for name in one.get("not_tried", ())):
+        files = ", ".join(one["file"] for one in told if runtime in one.get("not_tried", ()))
+        print(f"not tried on {runtime}, which this machine lacks (`make edge-env`): {files}")
 
 
-def _artefact_cells(artefact: Mapping[str, Any]) -> tuple[str, ...]:
-    parity, latency = artefact["parity"], artefact["latency"]
+def _artefact_cells(artefact: Mapping[str, Any], measured: Mapping[str, Any]) -> tuple[str, ...]:
+    parity, latency = measured["parity"], measured["latency"]
     return (
         artefact["file"],
         artefact["quantization"],
+        measured["runtime"],
         f"{artefact['size_bytes'] / 1000:.0f}",
         f"{parity['accuracy']:.4f}",
         f"{parity['accuracy_torch']:.4f}",

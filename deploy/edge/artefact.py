@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from deploy.edge.measure import Latency, Parity
+from deploy.edge.measure import Latency, Measured, Parity
 from shared_models.errors import ExportError, InputError, one_line
 from shared_models.files import sha256_of, write_json
 from shared_models.inputs import InputSpec
@@ -38,7 +39,10 @@ class Gate:
 
 @dataclass(frozen=True)
 class Artefact:
-    """A measured file: what was quantized, how it compares, whether the gate let it through."""
+    """A measured file: what was quantized, how it compares, whether the gate let it through.
+
+    It was run in each runtime of `measured`; those of `not_tried` were not there to run it.
+    """
 
     file: str
     format: str
@@ -51,10 +55,28 @@ class Artefact:
     input: InputSpec
     weights_sha256: str
     reference_sha256: str
-    parity: Parity
-    latency: Latency
+    measured: Annotated[tuple[Measured, ...], Field(min_length=1)]
+    not_tried: tuple[str, ...]
     gate: Gate
     passed: bool
+
+    @property
+    def parity(self) -> Parity:
+        """How it compares in the first of its runtimes."""
+        return self.measured[0].parity
+
+    @property
+    def latency(self) -> Latency:
+        """How fast it is in the first of its runtimes."""
+        return self.measured[0].latency
+
+
+def objection(gate: Gate, measured: Iterable[Measured]) -> str:
+    """Returns in which runtime a file is not let through and why, empty if it is in all."""
+    for one in measured:
+        if why := gate.objection(one.parity):
+            return f"on {one.runtime} {one.version}: {why}"
+    return ""
 
 
 def describe_path(path: Path) -> Path:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field
 
 from deploy.edge.reference import Reference
-from deploy.edge.runtimes import Predict
+from deploy.edge.runtimes import Model, Predict, is_installed, open_model, runtimes_for
 from shared_models.errors import ExportError
 from shared_models.inputs import InputSpec
 
@@ -42,6 +42,16 @@ class Latency:
     runs: Annotated[int, Field(ge=1)]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """How a file compares with torch, and how fast it is, in one runtime."""
+
+    runtime: str
+    version: str
+    parity: Parity
+    latency: Latency
+
+
 def measure_parity(predict: Predict, inputs: InputSpec, reference: Reference) -> Parity:
     """Runs every reference example through the artefact and compares with torch's logits.
 
@@ -68,17 +78,29 @@ def measure_parity(predict: Predict, inputs: InputSpec, reference: Reference) ->
     )
 
 
-def measure_latency(
-    predict: Predict, inputs: InputSpec, reference: Reference, runs: int
-) -> Latency:
-    """Times single examples, one after another."""
-    examples = inputs.prepare(reference.x[:_BATCH])
-    for place in range(min(10, len(examples))):
-        predict(examples[place : place + 1])
-    times = []
-    for place in range(runs):
-        one = examples[place % len(examples)][None]
-        began = time.perf_counter()
-        predict(one)
-        times.append((time.perf_counter() - began) * 1e3)
+def measure_latency(model: Model, inputs: InputSpec, reference: Reference, runs: int) -> Latency:
+    """Times single examples, one after another, in the process that runs the file."""
+    times, _ = model.time(inputs.prepare(reference.x[:_BATCH]), runs)
     return Latency(float(np.median(times)), float(np.percentile(times, 95)), runs)
+
+
+def measure_everywhere(
+    path: Path, inputs: InputSpec, reference: Reference, runs: int
+) -> tuple[Measured, ...]:
+    """Measures a file in every runtime for it that this machine has.
+
+    Raises `ExportError` when there is none, or when one of them cannot run the file.
+    """
+    names = [name for name in runtimes_for(path) if is_installed(name)]
+    measured = []
+    for name in names or [""]:  # none: opening says what to install
+        with open_model(path, name) as model:
+            parity = measure_parity(model.predict, inputs, reference)
+            latency = measure_latency(model, inputs, reference, runs)
+            measured.append(Measured(name, model.facts.version, parity, latency))
+    return tuple(measured)
+
+
+def not_tried(path: Path) -> tuple[str, ...]:
+    """Returns the runtimes for a file that this machine lacks."""
+    return tuple(name for name in runtimes_for(path) if not is_installed(name))

@@ -1,99 +1,138 @@
-"""Runs a file in the runtime that devices have: ONNX Runtime or LiteRT. No torch here."""
+"""The runtimes that devices have, and a file open in one of them. No torch here."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from types import TracebackType
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deploy.edge.quiet import quietly
-from shared_models.errors import ExportError, InputError, one_line
+from deploy.edge.child import Child
+from shared_models.errors import ExportError, InputError, did_you_mean
 
 Floats: TypeAlias = NDArray[np.float32]
 Predict: TypeAlias = Callable[[NDArray[Any]], Floats]
 """From model input `(n, ...)` to logits `(n, classes)`."""
 
+OLD_PYTHON = "WILDFLOWER_TFLITE_PYTHON"
+"""Names an interpreter that has tflite-runtime, in the place of the checkout's `.venv-tflite`."""
 
-def open_model(path: Path) -> Predict:
-    """Returns a function that runs the file on one thread; the suffix says which runtime."""
-    opener = {".onnx": _open_onnx, ".tflite": _open_tflite}.get(path.suffix)
-    if opener is None:
-        raise InputError(f"{path}: expected a file that ends in .onnx or .tflite")
+_PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "litert": "ai_edge_litert",
+    "tflite-runtime": "tflite_runtime",
+}
+_RUNTIMES = {".onnx": ("onnxruntime",), ".tflite": ("litert", "tflite-runtime")}
+SUFFIXES = tuple(_RUNTIMES)
+_OPEN_S, _EXAMPLE_S = 60.0, 1.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a runtime says of a file that it opened: shape and dtype of its input, batch first."""
+
+    version: str
+    shape: tuple[int, ...]
+    dtype: str
+    open_ms: float
+
+
+class Model:
+    """A file open in a runtime, in a process of its own; a context manager that ends it.
+
+    All raise `ExportError`, one line, when that process crashes, hangs or needs too much memory.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self._child = child
+        try:
+            told, _ = child.ask(None, deadline_s=_OPEN_S)
+            shape = tuple(int(size) for size in told["input"])
+            self.facts = Facts(str(told["version"]), shape, str(told["takes"]), told["open_ms"])
+        except BaseException:
+            child.close()
+            raise
+
+    def predict(self, x: NDArray[Any]) -> Floats:
+        """Returns the outputs `(n, ...)` for model input `(n, ...)`."""
+        deadline = _OPEN_S + _EXAMPLE_S * len(x)
+        return self._child.ask({"do": "run"}, x, deadline_s=deadline)[1].astype(np.float32)
+
+    def time(self, x: NDArray[Any], runs: int) -> tuple[NDArray[Any], float]:
+        """Returns the milliseconds of each of `runs` single examples, and the peak memory in MB.
+
+        They are taken in the process that runs the file, so the way to it does not count.
+        """
+        deadline = _OPEN_S + _EXAMPLE_S * runs
+        told, times = self._child.ask({"do": "time", "runs": runs}, x, deadline_s=deadline)
+        return times, float(told["peak_mb"])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._child.close()
+
+
+def open_model(path: Path, runtime: str = "", threads: int = 1) -> Model:
+    """Opens a file in a runtime, by default the first for its suffix that is installed.
+
+    Raises `InputError` for a wrong path or name, `ExportError` when the runtime refuses the file.
+    """
+    possible = runtimes_for(path)
+    if runtime and runtime not in possible:
+        raise InputError(f"{path}: runs in no {runtime!r}; {did_you_mean(runtime, possible)}")
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
-    try:
-        return _named(path, opener(path))
-    except ImportError as error:
-        raise ExportError(
-            f"{path}: its runtime is not installed: {error}; install the `edge` extra"
-        ) from None
-    except Exception as error:  # both runtimes raise untyped errors for damaged files
-        raise ExportError(f"{path}: the runtime cannot load it: {one_line(str(error))}") from None
+    for name in (runtime,) if runtime else possible:
+        if python := _python_of(name):
+            return Model(Child(python, name, path, threads))
+    raise ExportError(
+        f"{path}: {runtime or ' and '.join(possible)} is not installed: "
+        f"install the `edge` extra, or make .venv-tflite with `make edge-env`"
+    )
 
 
-def _named(path: Path, predict: Predict) -> Predict:
-    """Returns `predict` whose failures name the file: the runtimes' own errors do not."""
+def runtimes_for(path: Path) -> tuple[str, ...]:
+    """Returns the names of the runtimes that a file is for; raises `InputError` when there is none.
 
-    def named(x: NDArray[Any]) -> Floats:
-        try:
-            return predict(x)
-        except Exception as error:
-            raise ExportError(
-                f"{path}: the runtime cannot run it: {one_line(str(error))}"
-            ) from None
-
-    return named
+    >>> runtimes_for(Path("model.tflite"))
+    ('litert', 'tflite-runtime')
+    """
+    if path.suffix not in _RUNTIMES:
+        raise InputError(f"{path}: expected a file that ends in {' or '.join(SUFFIXES)}")
+    return _RUNTIMES[path.suffix]
 
 
-def _open_onnx(path: Path) -> Predict:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-
-    def predict(x: NDArray[Any]) -> Floats:
-        outputs: Floats = session.run(None, {name: x})[0]
-        return outputs
-
-    return predict
+def is_installed(runtime: str) -> bool:
+    """Whether this machine has a runtime."""
+    return _python_of(runtime) is not None
 
 
-def _open_tflite(path: Path) -> Predict:
-    from ai_edge_litert.interpreter import Interpreter
-
-    with quietly():  # the runtime announces its delegate on standard error
-        interpreter = Interpreter(model_path=str(path), num_threads=1)
-        interpreter.allocate_tensors()
-    entry, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-
-    def predict_one(x: NDArray[Any]) -> Floats:
-        interpreter.reset_all_variables()  # a recurrent model starts every example afresh
-        interpreter.set_tensor(entry["index"], _quantize(x, entry))
-        interpreter.invoke()
-        return _dequantize(interpreter.get_tensor(exit_["index"]), exit_)
-
-    def predict(x: NDArray[Any]) -> Floats:
-        # The file's batch is fixed at 1: some converted operators do not take another.
-        return np.concatenate([predict_one(x[place : place + 1]) for place in range(len(x))])
-
-    return predict
+def _python_of(runtime: str) -> Path | None:
+    """Returns the interpreter that has a runtime, None if there is none."""
+    if importlib.util.find_spec(_PACKAGES[runtime]):
+        return Path(sys.executable)
+    return _old_python() if runtime == "tflite-runtime" else None
 
 
-def _quantize(x: NDArray[Any], detail: dict[str, Any]) -> NDArray[Any]:
-    scale, zero = detail["quantization"]
-    if not scale:
-        return x.astype(detail["dtype"])
-    limits = np.iinfo(detail["dtype"])
-    steps: NDArray[Any] = np.clip(np.round(x / scale) + zero, limits.min, limits.max)
-    return steps.astype(detail["dtype"])
-
-
-def _dequantize(y: NDArray[Any], detail: dict[str, Any]) -> Floats:
-    scale, zero = detail["quantization"]
-    values: Floats = y.astype(np.float32)
-    return (values - np.float32(zero)) * np.float32(scale) if scale else values
+def _old_python() -> Path | None:
+    """Returns the interpreter of tflite-runtime, which does not go with our numpy."""
+    if named := os.environ.get(OLD_PYTHON):
+        if not Path(named).is_file():
+            raise InputError(f"{OLD_PYTHON}={named}: there is no such interpreter")
+        return Path(named)
+    beside = Path(__file__).parents[2] / ".venv-tflite" / "bin" / "python"
+    return beside if beside.is_file() else None

@@ -16,11 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deploy.edge.artefact import Artefact, Gate, save_artefact
-from deploy.edge.measure import measure_latency, measure_parity
+from deploy.edge.artefact import Artefact, Gate, objection, save_artefact
+from deploy.edge.measure import measure_everywhere, not_tried
 from deploy.edge.quiet import quietly
-from deploy.edge.reference import FILE, Reference, save_reference
-from deploy.edge.runtimes import open_model
+from deploy.edge.reference import FILE, Reference, meaning_of, save_reference
 from server.evaluation import evaluation_split
 from server.run_folder import UNFINISHED, RunFolder
 from shared_models.arrays import load_arrays
@@ -77,9 +76,8 @@ def export_run(
                 observe(artefact)
                 made.append(artefact)
     for artefact in made:
-        if objection := artefact.gate.objection(artefact.parity):
-            kept = "the files are kept for inspection"
-            raise ExportError(f"{artefact.file}: {objection}; {kept}")
+        if why := objection(artefact.gate, artefact.measured):
+            raise ExportError(f"{artefact.file}: {why}; the files are kept for inspection")
     return tuple(made)
 
 
@@ -126,7 +124,12 @@ def _reference(config: Config, task: Task, model: nn.Module, stage: ExportStage)
         )
     count = min(stage.test_examples, len(split))
     spread = np.linspace(0, len(split) - 1, count).astype(np.int64)
-    return Reference(split.x[spread], split.y[spread], _logits(task, model, split, spread))
+    return Reference(
+        split.x[spread],
+        split.y[spread],
+        _logits(task, model, split, spread),
+        meaning_of(task.labels, task.input),
+    )
 
 
 @torch.inference_mode()
@@ -189,8 +192,7 @@ def _quantize(exporter: ModuleType, subject: Subject, fp32: Path, int8: Path) ->
 def _finish(subject: Subject, stage: ExportStage, written: Written, folder: Path) -> Artefact:
     """Measures a file, then puts it and its description where they belong."""
     task, path = subject.task, written.path
-    predict = open_model(path)
-    parity = measure_parity(predict, task.input, subject.reference)
+    measured = measure_everywhere(path, task.input, subject.reference, stage.latency_runs)
     gate = Gate(stage.max_accuracy_drop, stage.min_agreement)
     artefact = Artefact(
         file=path.name,
@@ -204,10 +206,10 @@ def _finish(subject: Subject, stage: ExportStage, written: Written, folder: Path
         input=task.input,
         weights_sha256=subject.weights_sha256,
         reference_sha256=sha256_of(folder / FILE),
-        parity=parity,
-        latency=measure_latency(predict, task.input, subject.reference, stage.latency_runs),
+        measured=measured,
+        not_tried=not_tried(path),
         gate=gate,
-        passed=not gate.objection(parity),
+        passed=not objection(gate, measured),
     )
     path.chmod(0o644)  # some exporters make their files executable
     path.replace(folder / path.name)
