@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -32,7 +33,7 @@ from clients.warm.service import Limits, TrainerService
 from clients.warm.trainer_pb2 import Chunk, Header
 from shared_models.config import parse_config
 from shared_models.errors import InputError
-from shared_models.messages import BlockRequest
+from shared_models.messages import BlockRequest, Hello
 from shared_models.tasks import load_task
 from shared_models.verbs import EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
 from shared_models.wire import decode_hello, encode_broadcast, encode_request
@@ -54,21 +55,62 @@ def large(client_id):
 """
 
 
+@dataclass(frozen=True)
+class Warm:
+    """A trainer, and the ways to ask it."""
+
+    service: TrainerService
+    address: str
+
+    @property
+    def pid(self) -> int:
+        return self.service.worker_pid
+
+    def ready(self) -> Warm:
+        wait_for(lambda: health(self.address) == SERVING)
+        return self
+
+    def hello(self, settings: str = "") -> Hello:
+        return decode_hello(ask(self.address, HELLO, config(settings), RecordDict()))
+
+    def train(self, settings: str = "", content: RecordDict | None = None) -> RecordDict:
+        content = block() if content is None else content
+        return ask(self.address, TRAIN_BLOCK, config(settings), content)
+
+    def call(self, chunks: Iterator[Chunk], timeout: float = 30) -> list[Chunk]:
+        with grpc.insecure_channel(self.address) as channel:
+            answer_to = channel.stream_stream(
+                METHOD,
+                request_serializer=Chunk.SerializeToString,
+                response_deserializer=Chunk.FromString,
+            )
+            return list(answer_to(chunks, timeout=timeout))
+
+    def refusal(self, chunks: Iterator[Chunk], timeout: float = 30) -> grpc.RpcError:
+        with pytest.raises(grpc.RpcError) as refused:
+            self.call(chunks, timeout)
+        return refused.value
+
+
 @contextmanager
 def trainer(
     folder: Path, data: str, ids: tuple[int, ...] = (0, 3), limits: Limits | None = None
-) -> Iterator[tuple[TrainerService, str]]:
+) -> Iterator[Warm]:
     place = folder / "trainer.sock"
     hosting = Hosting(data, ids).to_json()
     with TrainerService(place, hosting, folder / "log", limits or Limits()) as service:
-        yield service, f"unix:{place}"
+        yield Warm(service, f"unix:{place}")
 
 
 @pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TrainerService, str]]:
+def one_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     with trainer(tmp_path_factory.mktemp("warm"), "digits") as running:
-        wait_for(lambda: health(running[1]) == SERVING)
         yield running
+
+
+@pytest.fixture
+def warm(one_for_all: Warm) -> Warm:
+    return one_for_all.ready()
 
 
 @pytest.fixture
@@ -103,81 +145,68 @@ def config(extra: str = "") -> str:
     return extra + DIGITS
 
 
-def call(address: str, chunks: Iterator[Chunk], timeout: float = 30) -> list[Chunk]:
-    with grpc.insecure_channel(address) as channel:
-        answer_to = channel.stream_stream(
-            METHOD,
-            request_serializer=Chunk.SerializeToString,
-            response_deserializer=Chunk.FromString,
-        )
-        return list(answer_to(chunks, timeout=timeout))
-
-
 @pytest.mark.parametrize("verb", [HELLO, TRAIN_BLOCK, EVALUATE_BLOCK])
 def test_it_answers_as_a_client_app_does_in_its_own_process_byte_for_byte(
-    warm: tuple[TrainerService, str], verb: str
+    warm: Warm, verb: str
 ) -> None:
     content = RecordDict() if verb == HELLO else block()
     expected = answer(verb, config(), unpack(pack(content)), opened_by(Hosting("digits", (0, 3))))
-    assert pack(ask(warm[1], verb, config(), content)) == pack(expected)
+    assert pack(ask(warm.address, verb, config(), content)) == pack(expected)
 
 
-def test_it_is_the_same_process_that_answers(warm: tuple[TrainerService, str]) -> None:
-    pid = warm[0].worker_pid
+def test_it_is_the_same_process_that_answers(warm: Warm) -> None:
+    pid = warm.pid
     for _ in range(3):
-        ask(warm[1], TRAIN_BLOCK, config(), block())
-    assert warm[0].worker_pid == pid
+        warm.train()
+    assert warm.pid == pid
 
 
-def test_the_socket_is_this_user_s_alone(warm: tuple[TrainerService, str]) -> None:
-    found = Path(warm[1].removeprefix("unix:")).stat()
+def test_the_socket_is_this_user_s_alone(warm: Warm) -> None:
+    found = Path(warm.address.removeprefix("unix:")).stat()
     assert stat.S_ISSOCK(found.st_mode)
     assert stat.S_IMODE(found.st_mode) == 0o600
 
 
-def test_the_worker_is_nice_and_takes_one_thread(warm: tuple[TrainerService, str]) -> None:
-    worker = psutil.Process(warm[0].worker_pid)
+def test_the_worker_is_nice_and_takes_one_thread(warm: Warm) -> None:
+    worker = psutil.Process(warm.pid)
     assert worker.nice() > psutil.Process().nice()
     assert worker.nice() <= 19
 
 
 def test_an_error_in_the_answer_is_told_in_one_line_and_the_worker_lives_on(
-    warm: tuple[TrainerService, str],
+    warm: Warm,
 ) -> None:
-    pid = warm[0].worker_pid
+    pid = warm.pid
     with pytest.raises(TrainerFailed, match=r"^run config: unknown key 'ronds'"):
-        ask(warm[1], HELLO, config("ronds = 3\n"), RecordDict())
+        warm.hello("ronds = 3\n")
     with pytest.raises(TrainerFailed, match=r"^malformed message: KeyError: 'request'$"):
-        ask(warm[1], TRAIN_BLOCK, config(), RecordDict())
-    assert warm[0].worker_pid == pid
+        warm.train(content=RecordDict())
+    assert warm.pid == pid
 
 
-def test_another_version_is_refused_and_says_what_to_do(warm: tuple[TrainerService, str]) -> None:
-    with pytest.raises(grpc.RpcError) as refused:
-        call(warm[1], cut(Header(version=VERSION + 1, verb=HELLO), b""))
-    assert refused.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+def test_another_version_is_refused_and_says_what_to_do(warm: Warm) -> None:
+    refused = warm.refusal(cut(Header(version=VERSION + 1, verb=HELLO), b""))
+    assert refused.code() == grpc.StatusCode.FAILED_PRECONDITION
     expected = f"the trainer speaks version {VERSION}, the app version {VERSION + 1}"
-    assert refused.value.details() == f"{expected}: update the older one"
+    assert refused.details() == f"{expected}: update the older one"
 
 
 def test_a_message_that_is_too_large_is_refused_by_what_its_header_says(
-    warm: tuple[TrainerService, str],
+    warm: Warm,
 ) -> None:
     header = Header(version=VERSION, verb=HELLO, total_bytes=protocol.MOST_BYTES + 1)
-    with pytest.raises(grpc.RpcError) as refused:
-        call(warm[1], iter([Chunk(header=header)]))
-    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert f"a trainer takes {protocol.MOST_BYTES} at most" in refused.value.details()
+    refused = warm.refusal(iter([Chunk(header=header)]))
+    assert refused.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert f"a trainer takes {protocol.MOST_BYTES} at most" in refused.details()
 
 
 def test_a_message_that_ends_too_early_is_refused_with_both_sizes(
-    warm: tuple[TrainerService, str],
+    warm: Warm,
 ) -> None:
     header = Header(version=VERSION, verb=HELLO, total_bytes=5000)
-    with pytest.raises(grpc.RpcError) as refused:
-        call(warm[1], iter([Chunk(header=header, data=bytes(7))]))
-    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-    assert refused.value.details() == "a message of 5000 bytes came as 7"
+    refused = warm.refusal(iter([Chunk(header=header, data=bytes(7))]))
+    assert refused.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.details() == "a message of 5000 bytes came as 7"
 
 
 def test_a_message_is_cut_into_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,55 +222,79 @@ def test_a_message_is_cut_into_bounded_pieces(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_a_killed_worker_is_named_and_the_next_message_is_answered(
-    warm: tuple[TrainerService, str],
+    warm: Warm,
 ) -> None:
-    service, address = warm
-    wait_for(lambda: health(address) == SERVING)
-    pid = service.worker_pid
+    pid = warm.pid
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(TrainerFailed, match=r"^the trainer died \(signal 9\); it is started"):
-        ask(address, HELLO, config(), RecordDict())
-    assert decode_hello(ask(address, HELLO, config(), RecordDict())).client_ids == (0, 3)
-    assert service.worker_pid != pid
+        warm.hello()
+    assert warm.hello().client_ids == (0, 3)
+    assert warm.pid != pid
 
 
 def test_a_training_that_hangs_is_ended_at_its_deadline_and_the_next_is_answered(
-    warm: tuple[TrainerService, str],
+    warm: Warm,
 ) -> None:
-    service, address = warm
-    wait_for(lambda: health(address) == SERVING)
-    hung = service.worker_pid
+    hung = warm.pid
     os.kill(hung, signal.SIGSTOP)
-    short = config("client_deadline_s = 0.5\n")
+    short = "client_deadline_s = 0.5\n"
     large = block((0, 3))  # more than a socket holds
     large["more"] = ConfigRecord({"of": bytes(5 * PIECE_BYTES)})
     with pytest.raises(TrainerFailed, match=r"^training hung for 1 s; its trainer was ended"):
-        ask(address, TRAIN_BLOCK, short, large)
+        warm.train(short, large)
     wait_for(lambda: not psutil.pid_exists(hung))
-    assert decode_hello(ask(address, HELLO, config(), RecordDict())).client_ids == (0, 3)
+    assert warm.hello().client_ids == (0, 3)
+
+
+SLOW = """
+import time
+from shared_models.tasks import load_task
+time.sleep({seconds})
+TASK = load_task("digits-cnn")
+"""
+
+
+def test_blocks_that_wait_for_each_other_each_have_their_own_patience(
+    warm: Warm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience, pid = 4.0, warm.pid
+    source = SLOW.format(seconds=0.6 * patience)
+    monkeypatch.setattr("clients.warm.caller.own_source", lambda _: source)
+
+    def trained(place: int) -> RecordDict:
+        own = config(f"client_deadline_s = {patience}\n")
+        own = own.replace('"digits-cnn"', f'"slow_{place}:TASK"')
+        return ask(warm.address, TRAIN_BLOCK, own, block((0,)))
+
+    warm.train()  # the examples are there, torch has done it once
+    began = time.monotonic()
+    with ThreadPoolExecutor() as threads:
+        assert all(answer.array_records for answer in threads.map(trained, range(2)))
+    assert time.monotonic() - began > 1.2 * patience  # one after the other
+    assert warm.pid == pid
 
 
 @pytest.mark.slow
 def test_who_waited_for_too_long_behind_another_ends_nobody_s_training(tmp_path: Path) -> None:
-    with trainer(tmp_path, "digits") as (service, address):
-        pid = service.worker_pid  # it imports torch, which takes longer
+    with trainer(tmp_path, "digits") as warm:
+        pid = warm.pid  # it imports torch, which takes longer
         with pytest.raises(
             TrainerFailed, match=r"^the trainer was busy, or still read its data, for 0\.2 s"
         ):
-            ask(address, TRAIN_BLOCK, config("client_deadline_s = 0.1\n"), block((0, 3)))
-        wait_for(lambda: health(address) == SERVING)
-        assert service.worker_pid == pid
+            ask(warm.address, TRAIN_BLOCK, config(), block(), lives_s=0.2)
+        warm.ready()
+        assert warm.pid == pid
 
 
 @pytest.mark.slow
 def test_a_service_that_ends_in_the_middle_of_a_training_leaves_no_worker(tmp_path: Path) -> None:
     before = workers()
-    with trainer(tmp_path, "digits") as (service, address), ThreadPoolExecutor() as threads:
-        wait_for(lambda: health(address) == SERVING)
-        os.kill(service.worker_pid, signal.SIGSTOP)
-        asked = threads.submit(ask, address, TRAIN_BLOCK, config(), block())
+    with trainer(tmp_path, "digits") as warm, ThreadPoolExecutor() as threads:
+        warm.ready()
+        os.kill(warm.pid, signal.SIGSTOP)
+        asked = threads.submit(warm.train)
         time.sleep(0.3)  # it is at it
-        service.__exit__()
+        warm.service.__exit__()
         assert isinstance(asked.exception(10), TrainerFailed)
         time.sleep(0.3)  # what was begun anew would be there by now
         assert workers() == before
@@ -261,16 +314,16 @@ def words_of(process: psutil.Process) -> list[str]:
 
 @pytest.mark.slow
 def test_a_trainer_that_takes_too_much_memory_is_ended_with_the_figures(own: Path) -> None:
-    with trainer(own, "sensors:large", limits=Limits(memory_mb=700)) as (service, address):
-        pid = service.worker_pid
+    with trainer(own, "sensors:large", limits=Limits(memory_mb=700)) as warm:
+        pid = warm.pid
         reason = r"^the trainer used \d+ MB, more than --memory-mb 700; it is started anew"
         with pytest.raises(TrainerFailed, match=reason):
-            ask(address, HELLO, config(), RecordDict())
+            warm.hello()
         wait_for(lambda: not psutil.pid_exists(pid))
-        anew = service.worker_pid
+        anew = warm.pid
         wait_for(lambda: not lives(anew))  # though nobody asked it anything
         with pytest.raises(TrainerFailed, match=reason):
-            ask(address, HELLO, config(), RecordDict())
+            warm.hello()
 
 
 def lives(pid: int) -> bool:
@@ -281,9 +334,9 @@ def lives(pid: int) -> bool:
 
 
 def test_it_is_not_ready_before_its_data_is_there_and_ends_with_its_service(own: Path) -> None:
-    with trainer(own, "sensors:late") as (service, address):
-        pid = service.worker_pid
-        assert health(address) == health_pb2.HealthCheckResponse.NOT_SERVING
+    with trainer(own, "sensors:late") as warm:
+        pid = warm.pid
+        assert health(warm.address) == health_pb2.HealthCheckResponse.NOT_SERVING
     assert not psutil.pid_exists(pid)
 
 
@@ -292,36 +345,36 @@ def test_data_that_cannot_be_read_is_told_at_the_start_and_again_until_it_is_the
     own: Path,
 ) -> None:
     rng = np.random.default_rng(0)
-    with trainer(own, str(own / "mine.npz"), (5,)) as (service, address):
+    with trainer(own, str(own / "mine.npz"), (5,)) as warm:
         with pytest.raises(InputError, match=r"mine\.npz: there is no such file$"):
-            service.load(lambda: True)
+            warm.service.load(lambda: True)
         with pytest.raises(TrainerFailed, match=r"mine\.npz: there is no such file$"):
-            ask(address, HELLO, config(), RecordDict())
+            warm.hello()
         np.savez(own / "mine.npz", x=rng.random((9, 8, 8)), y=np.arange(9))
-        wait_for(lambda: "no such file" not in told_hello(address))
-        assert decode_hello(ask(address, HELLO, config(), RecordDict())).examples == (9,)
+        wait_for(lambda: "no such file" not in told_hello(warm))
+        assert warm.hello().examples == (9,)
 
 
 def test_memory_that_is_not_there_now_is_no_fault_of_the_data(own: Path) -> None:
-    with trainer(own, "sensors:greedy") as (service, _):
+    with trainer(own, "sensors:greedy") as warm:
         for _ in range(2):
             with pytest.raises(Died, match=r"^the trainer cannot begin: MemoryError: 256 GB$"):
-                service.load(lambda: True)
-            service.renew()
+                warm.service.load(lambda: True)
+            warm.service.renew()
 
 
 @pytest.mark.slow
 def test_a_gateway_hosts_as_many_clients_as_it_may(own: Path) -> None:
     ids = tuple(range(100_000))
     np.savez(own / "all.npz", x=np.zeros((len(ids), 1)), y=np.zeros(len(ids), int), client_id=ids)
-    with trainer(own, str(own / "all.npz"), ids) as (service, address):
-        service.load(lambda: True)
-        assert health(address) == SERVING
+    with trainer(own, str(own / "all.npz"), ids) as warm:
+        warm.service.load(lambda: True)
+        assert health(warm.address) == SERVING
 
 
-def told_hello(address: str) -> str:
+def told_hello(warm: Warm) -> str:
     try:
-        ask(address, HELLO, config(), RecordDict())
+        warm.hello()
     except TrainerFailed as error:
         return str(error)
     return ""
@@ -332,46 +385,42 @@ HANGS = "import time\nTASK = time.sleep(3600)\n"
 
 @pytest.mark.slow
 def test_a_task_of_a_user_s_own_that_hangs_is_ended_and_the_next_message_is_answered(
-    warm: tuple[TrainerService, str],
+    warm: Warm,
 ) -> None:
-    service, address = warm
-    wait_for(lambda: health(address) == SERVING)
-    hung = service.worker_pid
+    hung = warm.pid
     header = Header(version=VERSION, verb=TRAIN_BLOCK, config=config())
     header.task, header.task_source = "hanging_task:TASK", HANGS
-    with pytest.raises(grpc.RpcError) as late:
-        call(address, cut(header, pack(block())), timeout=0.5)
-    assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    late = warm.refusal(cut(header, pack(block())), timeout=0.5)
+    assert late.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     wait_for(lambda: not lives(hung))
-    assert ask(address, TRAIN_BLOCK, config(), block()).array_records
-    assert service.worker_pid != hung
+    assert warm.train().array_records
+    assert warm.pid != hung
 
 
 def test_a_worker_that_is_killed_in_the_middle_is_named_and_the_next_message_is_answered(
-    warm: tuple[TrainerService, str],
+    warm: Warm,
 ) -> None:
-    service, address = warm
     with ThreadPoolExecutor() as threads:
-        wait_for(lambda: health(address) == SERVING)
-        os.kill(service.worker_pid, signal.SIGSTOP)  # so that it is in the middle for long enough
-        asked = threads.submit(ask, address, TRAIN_BLOCK, config(), block())
+        warm.ready()
+        os.kill(warm.pid, signal.SIGSTOP)  # so that it is in the middle for long enough
+        asked = threads.submit(warm.train)
         time.sleep(0.3)
         assert not asked.done()
-        os.kill(service.worker_pid, signal.SIGKILL)
+        os.kill(warm.pid, signal.SIGKILL)
         assert str(asked.exception(10)) == "the trainer died (signal 9); it is started anew"
-        assert ask(address, TRAIN_BLOCK, config(), block()).array_records
+        assert warm.train().array_records
 
 
 @pytest.mark.slow
 def test_when_decides_before_each_training_and_only_then(tmp_path: Path) -> None:
     charging = tmp_path / "charging"
     when = f"test -e {charging}"
-    with trainer(tmp_path, "digits", limits=Limits(when=when)) as (_, address):
-        ask(address, HELLO, config(), RecordDict())
+    with trainer(tmp_path, "digits", limits=Limits(when=when)) as warm:
+        warm.hello()
         with pytest.raises(TrainerFailed, match=r"^not now: `test -e .*` said no \(exit 1\)$"):
-            ask(address, TRAIN_BLOCK, config(), block())
+            warm.train()
         charging.touch()
-        assert ask(address, TRAIN_BLOCK, config(), block()).array_records
+        assert warm.train().array_records
 
 
 @pytest.mark.parametrize("when", ["", "test 'open"])

@@ -131,14 +131,14 @@ class TrainerService:
         if header.version != VERSION:
             told = f"the trainer speaks version {VERSION}, the app version {header.version}"
             _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"{told}: update the older one")
-        if header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
-            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, no)
         while not self._busy.acquire(timeout=0.1):
             if not self._is_wanted(context):  # nobody's training is to blame
                 return
         try:
             if not self._is_wanted(context):
                 return
+            if header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
+                _abort(context, grpc.StatusCode.FAILED_PRECONDITION, no)
             answer = self._asked(Chunk(header=header, data=data), context)
         finally:
             self._busy.release()
