@@ -16,6 +16,7 @@ import pytest
 from deploy.cli import run
 from deploy.edge.artefact import Gate, load_artefact
 from deploy.edge.measure import Parity, measure_parity
+from deploy.edge.metadata import read_metadata
 from deploy.edge.reference import load_reference
 from deploy.edge.runtimes import Floats, Predict, open_model
 from deploy.export.exporter import attempt
@@ -92,6 +93,19 @@ def test_verify_repeats_the_measurement(
     told = json.loads(capsys.readouterr().out)
     before = load_artefact(finished / "export" / name)
     assert told["measured"][0]["parity"]["accuracy"] == before.parity.accuracy
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_tells_what_its_description_does(finished: Path, name: str) -> None:
+    inside = read_metadata(finished / "export" / name)
+    beside = json.loads((finished / "export" / f"{name}.json").read_text())
+    for measured in beside["measured"]:
+        del measured["latency"]
+    assert inside == {key: beside[key] for key in inside}
+    assert inside["run"] == "run"
+    assert inside["round"] == 15
+    assert inside["weights_sha256"] == sha256_of(finished / "model.safetensors")
+    assert {"task", "labels", "input", "quantization", "measured"} < inside.keys()
 
 
 def test_verify_needs_no_torch(finished: Path) -> None:
@@ -190,7 +204,7 @@ def test_export_verb_makes_only_what_is_asked(
     made = {path.name for path in (again / "export").iterdir()}
     assert made == {"model-int8.onnx", "model-int8.onnx.json", "reference.npz"}
     assert run(["export", str(again), "--format", "coreml"]) == 2
-    assert "must be 'onnx' or 'tflite', got 'coreml'" in capsys.readouterr().err
+    assert "must be 'onnx', 'tflite' or 'tflite-stream', got 'coreml'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -280,7 +294,8 @@ def test_a_recurrent_model_is_exported_and_measured(tmp_path: Path) -> None:
         "max_accuracy_drop = 0.1\nmin_agreement = 0.9\n"
     )
     assert run(["simulate", str(config), "--out", str(tmp_path / "run")]) == 0
-    for name in FILES:
+    for name in (*FILES[::2], "model-dynamic.onnx", "model-dynamic.tflite"):
         artefact = load_artefact(tmp_path / "run" / "export" / name)
         assert artefact.parity.agreement > 0.9
         assert artefact.quantization == ("none" if "fp32" in name else "int8 weights")
+        assert artefact.notes == ""

@@ -15,10 +15,12 @@ from shared_models.config import ExportStage, parse_export
 def export(
     run: Path,
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="onnx or tflite; may be repeated.")
+        list[str] | None,
+        typer.Option("--format", help="onnx, tflite or tflite-stream; may be repeated."),
     ] = None,
     quantize: Annotated[
-        list[str] | None, typer.Option(help="fp32 or int8; may be repeated.")
+        list[str] | None,
+        typer.Option(help="auto, none, fp16, dynamic, int8 or int8-float; may be repeated."),
     ] = None,
     max_accuracy_drop: Annotated[
         float | None, typer.Option(help="The gate: how much accuracy a file may lose.")

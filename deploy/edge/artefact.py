@@ -46,13 +46,16 @@ class Artefact:
 
     file: str
     format: str
-    precision: str
     quantization: str
+    notes: str
+    stream: bool
     size_bytes: int
     sha256: str
     task: str
     labels: tuple[str, ...]
     input: InputSpec
+    run: str
+    round: int
     weights_sha256: str
     reference_sha256: str
     measured: Annotated[tuple[Measured, ...], Field(min_length=1)]

@@ -71,8 +71,9 @@ def _tflite(interpreter: Any) -> tuple[Run, tuple[int, ...], str]:
 
     def run_one(x: NDArray[Any]) -> NDArray[Any]:
         interpreter.reset_all_variables()  # a recurrent model starts every example afresh
-        interpreter.set_tensor(entry["index"], _quantize(x, entry))
-        interpreter.invoke()
+        for part in _steps(x, tuple(entry["shape"])):
+            interpreter.set_tensor(entry["index"], _quantize(part, entry))
+            interpreter.invoke()
         return _dequantize(interpreter.get_tensor(exit_["index"]), exit_)
 
     def run(x: NDArray[Any]) -> NDArray[Any]:
@@ -83,6 +84,13 @@ def _tflite(interpreter: Any) -> tuple[Run, tuple[int, ...], str]:
 
     whole = np.issubdtype(entry["dtype"], np.integer) and not entry["quantization"][0]
     return run, tuple(map(int, entry["shape"])), "int64" if whole else "float32"
+
+
+def _steps(x: NDArray[Any], shape: tuple[int, ...]) -> list[NDArray[Any]]:
+    """Returns what is fed one after another: an example, or its steps if it takes one at a time."""
+    if x.ndim == len(shape) > 1 and shape[1] == 1:
+        return [x[:, step : step + 1] for step in range(x.shape[1])]
+    return [x]
 
 
 def _quantize(x: NDArray[Any], detail: dict[str, Any]) -> NDArray[Any]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
-import importlib
+import json
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,16 +16,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deploy.edge.artefact import Artefact, Gate, objection, save_artefact
-from deploy.edge.measure import measure_everywhere, not_tried
+from deploy.edge.measure import Measured, measure_everywhere, not_tried
 from deploy.edge.quiet import quietly
 from deploy.edge.reference import FILE, Reference, meaning_of, save_reference
+from deploy.edge.runtimes import runtimes_for
+from deploy.export.formats import FORMATS, choose, export
+from deploy.export.formats.metadata import fill_in, reserve
+from deploy.export.formats.source import Made, Source
 from server.evaluation import evaluation_split
 from server.run_folder import UNFINISHED, RunFolder
 from shared_models.arrays import load_arrays
 from shared_models.config import Config, ExportStage
 from shared_models.datasets.dataset import Split
 from shared_models.datasets.load import load_task_data
-from shared_models.errors import ExportError, InputError, one_line
+from shared_models.errors import ExportError, InputError, WildflowerError, one_line
 from shared_models.files import sha256_of
 from shared_models.randomness import generator
 from shared_models.task import Task
@@ -34,7 +37,7 @@ from shared_models.tasks import load_task
 
 T = TypeVar("T")
 
-_FORMATS = {"onnx": "deploy.export.onnx", "tflite": "deploy.export.tflite"}
+_PARITY_BYTES = 250  # what one runtime's parity takes of the metadata
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,16 @@ class Written:
 
     path: Path
     format: str
-    precision: str
-    quantization: str
+    made: Made
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights come from: the run folder's name, and the round of its last learning stage."""
+
+    run: str
+    round: int
+    weights_sha256: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class Subject:
 
     task: Task
     model: nn.Module
-    weights_sha256: str
+    origin: Origin
     calibration: NDArray[Any]
     reference: Reference
 
@@ -66,15 +77,16 @@ def export_run(
     Every file is written, executed and described before the gate speaks, so that nothing is lost.
     """
     subject = _load_subject(folder, stage)
+    names = choose(subject.model, stage.formats, stage.quantize)
     folder.export.mkdir(exist_ok=True)
     save_reference(folder.export / FILE, subject.reference)
     made = []
-    for name in dict.fromkeys(stage.formats):
-        with tempfile.TemporaryDirectory(dir=folder.export, prefix=UNFINISHED) as workshop:
-            for written in _write(name, subject, stage, Path(workshop)):
-                artefact = _finish(subject, stage, written, folder.export)
-                observe(artefact)
-                made.append(artefact)
+    with tempfile.TemporaryDirectory(dir=folder.export, prefix=UNFINISHED) as workshop:
+        source = Source(subject.model, subject.calibration, Path(workshop))
+        for name in names:
+            artefact = _finish(subject, stage, _write(source, name), folder.export)
+            observe(artefact)
+            made.append(artefact)
     for artefact in made:
         if why := objection(artefact.gate, artefact.measured):
             raise ExportError(f"{artefact.file}: {why}; the files are kept for inspection")
@@ -88,12 +100,7 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
             f"{folder.path}: has no model.safetensors yet; finish it with "
             f"`wildflower simulate {folder.path} --resume`"
         )
-    weights = sha256_of(folder.model_file)
-    if weights != folder.summary().get("model_sha256", weights):
-        raise ExportError(
-            f"{folder.model_file}: damaged: it is not what was trained; "
-            f"`wildflower simulate {folder.path} --resume` restores it"
-        )
+    origin = _origin(folder)
     task = load_task(config.task)
     model = task.model().eval()
     model.load_state_dict(load_arrays(folder.model_file))
@@ -101,10 +108,22 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
     return Subject(
         task,
         model,
-        weights,
+        origin,
         _calibration(config, task, stage),
         _reference(config, task, model, stage),
     )
+
+
+def _origin(folder: RunFolder) -> Origin:
+    summary, weights = folder.summary(), sha256_of(folder.model_file)
+    if weights != summary.get("model_sha256", weights):
+        raise ExportError(
+            f"{folder.model_file}: damaged: it is not what was trained; "
+            f"`wildflower simulate {folder.path} --resume` restores it"
+        )
+    last = folder.records()[-1]
+    kept = last.best if folder.config().learning_stages[-1].keep_best else None
+    return Origin(folder.path.resolve().name, kept.round if kept else last.round, weights)
 
 
 def _calibration(config: Config, task: Task, stage: ExportStage) -> NDArray[Any]:
@@ -143,19 +162,11 @@ def _logits(
     return np.concatenate(parts)
 
 
-def _write(name: str, subject: Subject, stage: ExportStage, workshop: Path) -> Iterator[Written]:
-    """Writes the files of one format, one after another."""
-    exporter = attempt(f"{name}: exporter", lambda: importlib.import_module(_FORMATS[name]))
-    fp32, int8 = (workshop / f"model-{precision}.{name}" for precision in ("fp32", "int8"))
-    sample = subject.calibration[:1].repeat(2, axis=0)
-    attempt(fp32.name, lambda: exporter.export_fp32(subject.model, sample, fp32))
-    done = "none"
-    if "int8" in stage.quantize:
-        done = attempt(int8.name, lambda: _quantize(exporter, subject, fp32, int8))
-    if "fp32" in stage.quantize:
-        yield Written(fp32, name, "fp32", "none")
-    if "int8" in stage.quantize:
-        yield Written(int8, name, "int8", done)
+def _write(source: Source, name: str) -> Written:
+    """Writes one file, in which there is room for what it will tell of itself."""
+    path = source.workshop / FORMATS[name].file
+    made = attempt(path.name, lambda: export(source, name, path))
+    return Written(path, name, made)
 
 
 def attempt(what: str, make: Callable[[], T]) -> T:
@@ -167,7 +178,8 @@ def attempt(what: str, make: Callable[[], T]) -> T:
         raise
     except Exception as error:  # converters raise anything, and wrap what they did not raise
         _raise_if_wrapped(error)
-        reason = one_line(f"{type(error).__name__}: {error}")
+        ours = isinstance(error, WildflowerError)
+        reason = str(error) if ours else one_line(f"{type(error).__name__}: {error}")
         raise ExportError(f"{what}: cannot be made: {reason}") from None
 
 
@@ -181,30 +193,19 @@ def _raise_if_wrapped(error: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def _quantize(exporter: ModuleType, subject: Subject, fp32: Path, int8: Path) -> str:
-    if any(isinstance(module, nn.RNNBase) for module in subject.model.modules()):
-        exporter.quantize_weights(fp32, int8)
-        return "int8 weights"
-    exporter.quantize_full(fp32, int8, subject.calibration)
-    return "int8 weights and activations"
-
-
 def _finish(subject: Subject, stage: ExportStage, written: Written, folder: Path) -> Artefact:
     """Measures a file, then puts it and its description where they belong."""
-    task, path = subject.task, written.path
-    measured = measure_everywhere(path, task.input, subject.reference, stage.latency_runs)
+    path, told = written.path, _told(subject, written)
+    room = len(_text(told)) + _PARITY_BYTES * len(runtimes_for(path))
+    reserve(path, room)
+    measured = measure_everywhere(path, subject.task.input, subject.reference, stage.latency_runs)
+    fill_in(path, _text({**told, "measured": [_parity(one) for one in measured]}), room)
     gate = Gate(stage.max_accuracy_drop, stage.min_agreement)
     artefact = Artefact(
+        **told,
         file=path.name,
-        format=written.format,
-        precision=written.precision,
-        quantization=written.quantization,
         size_bytes=path.stat().st_size,
         sha256=sha256_of(path),
-        task=task.name,
-        labels=task.labels,
-        input=task.input,
-        weights_sha256=subject.weights_sha256,
         reference_sha256=sha256_of(folder / FILE),
         measured=measured,
         not_tried=not_tried(path),
@@ -215,3 +216,29 @@ def _finish(subject: Subject, stage: ExportStage, written: Written, folder: Path
     path.replace(folder / path.name)
     save_artefact(folder, artefact)
     return artefact
+
+
+def _told(subject: Subject, written: Written) -> dict[str, Any]:
+    """Returns what is known of a file before it was run."""
+    task = subject.task
+    return {
+        "format": written.format,
+        "quantization": written.made.quantization,
+        "notes": written.made.notes,
+        "stream": written.format.startswith("tflite-stream"),
+        "task": task.name,
+        "labels": task.labels,
+        "input": task.input,
+        **asdict(subject.origin),
+    }
+
+
+def _parity(measured: Measured) -> dict[str, Any]:
+    own = asdict(measured)
+    return {key: own[key] for key in ("runtime", "version", "parity")}
+
+
+def _text(told: Mapping[str, Any]) -> str:
+    """Returns JSON without a needless byte."""
+    plain = {**told, "input": asdict(told["input"])}
+    return json.dumps(plain, separators=(",", ":"))

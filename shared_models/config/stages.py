@@ -21,6 +21,9 @@ from shared_models.config.parts import (
 )
 from shared_models.config.tables import Count, Decay, Fraction, Name, NotNegative, Positive, Table
 
+FormatName: TypeAlias = Literal["onnx", "tflite", "tflite-stream"]
+QuantizeName: TypeAlias = Literal["auto", "none", "fp16", "dynamic", "int8", "int8-float"]
+
 
 class TrainStage(Table):
     """Supervised federated training."""
@@ -123,14 +126,10 @@ class ExportStage(Table):
 
     name: Name = "export"
     kind: Literal["export"] = "export"
-    formats: Annotated[tuple[Literal["onnx", "tflite"], ...], Field(min_length=1)] = (
-        "onnx",
-        "tflite",
-    )
-    quantize: Annotated[tuple[Literal["fp32", "int8"], ...], Field(min_length=1)] = (
-        "fp32",
-        "int8",
-    )
+    formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("onnx", "tflite")
+    """`tflite-stream`: one time step of a recurrent model, whose state the file keeps."""
+    quantize: Annotated[tuple[QuantizeName, ...], Field(min_length=1)] = ("auto",)
+    """`auto`: fp32 (`none`), and the int8 that was measured to suit such a model."""
     max_accuracy_drop: Fraction = 0.01
     """The gate: a file that loses more accuracy against torch fails the run."""
     min_agreement: Fraction = 0.95
