@@ -10,6 +10,7 @@ from flwr.app import RecordDict
 
 from clients.evaluation import BlockEvaluator
 from clients.host import Host, open_host
+from clients.kept_states import with_kept, without_kept
 from clients.training import BlockTrainer
 from shared_models.config import BUILTIN, Config, parse_config
 from shared_models.verbs import EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
@@ -47,14 +48,15 @@ def _hello(config: str, _content: RecordDict, open_: OpenHost) -> RecordDict:
 def _train(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:
     request, host = decode_request(content), _host(config, open_)
     factor = host.local_factor(request.stage, request.round)
-    partial = _trainer(config, open_, request.stage, factor)(request, host.data_of)
-    return encode_partial(partial)
+    train = _trainer(config, open_, request.stage, factor)
+    partial = train(with_kept(host, request), host.data_of)
+    return encode_partial(without_kept(host, request, partial))
 
 
 def _evaluate(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:
-    request = decode_request(content)
-    partial = _evaluator(config, open_, request.stage)(request, _host(config, open_).data_of)
-    return encode_partial(partial)
+    request, host = decode_request(content), _host(config, open_)
+    measure = _evaluator(config, open_, request.stage)
+    return encode_partial(measure(with_kept(host, request), host.data_of))
 
 
 _ANSWERS = {HELLO: _hello, TRAIN_BLOCK: _train, EVALUATE_BLOCK: _evaluate}

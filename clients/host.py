@@ -11,6 +11,7 @@ import torch
 
 from clients.evaluation import BlockEvaluator, block_evaluator
 from clients.faults import with_faults
+from clients.hosting import Keeping
 from clients.partitions import Partition, partition
 from clients.parts import local_optimizer, transforms_of
 from clients.trainers import make_trainer
@@ -30,7 +31,10 @@ from shared_models.versions import versions
 
 @dataclass(frozen=True)
 class Host:
-    """A node's clients; `shared` is a simulation worker, which can train any client there is."""
+    """A node's clients; `shared` is a simulation worker, which can train any client there is.
+
+    `keeping` is where a device's own clients keep what they keep from round to round.
+    """
 
     config: Config
     task: Task
@@ -38,6 +42,7 @@ class Host:
     partition: Partition
     client_ids: tuple[int, ...]
     shared: bool
+    keeping: Keeping | None = None
 
     def hello(self) -> Hello:
         """Returns the node's answer to "who are you"."""
@@ -47,6 +52,7 @@ class Host:
             self.shared,
             self.dataset.digest(),
             versions(),
+            self.keeping is not None,
         )
 
     def examples(self, client_ids: Sequence[int]) -> tuple[int, ...]:

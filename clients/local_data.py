@@ -213,7 +213,7 @@ def _open_part(hosting: Hosting, config: Config) -> Host:
         raise InputError(
             f"client {strangers[0]}: --data {hosting.data} has clients {ids} as this run deals it"
         )
-    return replace(whole, client_ids=hosting.client_ids, shared=False)
+    return replace(whole, client_ids=hosting.client_ids, shared=False, keeping=hosting.keeping)
 
 
 def _open_own(hosting: Hosting, own: Split, config: Config) -> Host:
@@ -223,7 +223,7 @@ def _open_own(hosting: Hosting, own: Split, config: Config) -> Host:
     _check_fit(task, name, split)
     dataset = Dataset(name, split, None)
     dealt = partition(split, Data(partition="natural"), config.seed)
-    return Host(config, task, dataset, dealt, hosting.client_ids, shared=False)
+    return Host(config, task, dataset, dealt, hosting.client_ids, False, hosting.keeping)
 
 
 def _check_fit(task: Task, name: str, split: Split) -> None:

@@ -69,8 +69,9 @@ def _train_fleet(grid: Grid, settings: RunConfig, flower_run: int, observe: Obse
     with recorded(path, flower_run, observe) as told:
         config, folder = _open(settings, path)
         with held_for_run(folder):
-            known = fleet_register(os.environ)
-            transport = make_transport(grid, config.client_deadline_s, register=known)
+            known, run_id = fleet_register(os.environ), str(settings["run"])
+            deadline = config.client_deadline_s
+            transport = make_transport(grid, deadline, register=known, run_id=run_id)
             learn(config, folder, transport, told)
 
 
@@ -94,6 +95,7 @@ def make_transport(
     client_deadline_s: float | None = None,
     times: RollTimes | None = None,
     register: Register | None = None,
+    run_id: str | None = None,
 ) -> Transport:
     """Returns the coordinator's view of a grid; a deadline holds where the grid can cut off."""
     roll_times = times or RollTimes()
@@ -115,7 +117,7 @@ def make_transport(
 
     train: Send = functools.partial(send, TRAIN_BLOCK)
     evaluate: Send = functools.partial(send, EVALUATE_BLOCK)
-    return Transport(hello, train, evaluate, engine)
+    return Transport(hello, train, evaluate, engine, run_id)
 
 
 def _hello_here(grid: Grid) -> Roll:

@@ -33,17 +33,21 @@ from shared_models.arrays import (
     with_role,
 )
 from shared_models.config import Config, TrainStage
-from shared_models.errors import InputError, RoundError
-from shared_models.messages import BlockRequest, Reply, Send
+from shared_models.errors import RoundError
+from shared_models.messages import BlockRequest, Kept, Reply, Send
 from shared_models.objectives import Terms
-from shared_models.partial import Partial
+from shared_models.partial import ClientState, Partial
 from shared_models.schedules import schedule_of
 from shared_models.task import Task
 
 
 @dataclass(frozen=True)
 class StageRun:
-    """What stays the same over the rounds of a stage."""
+    """What stays the same over the rounds of a stage.
+
+    `states` has what clients keep. Where their nodes keep it, under the run id `kept_under`, it has
+    empty ones: who kept something that counted, and when.
+    """
 
     config: Config
     stage: TrainStage
@@ -54,6 +58,7 @@ class StageRun:
     measures: tuple[str, ...]
     states: StateStore | None = None
     device: torch.device = HOST
+    kept_under: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,26 +80,14 @@ def make_stage_run(
     """Returns a stage's parts, as its config asks for them.
 
     A model of which clients keep a part is not `evaluate`d: the server has no such arrays. Raises
-    `InputError` when the device of the server is not there, too few clients for its aggregator, or
-    clients of a real fleet would have to keep something.
+    `InputError` when the device of the server is not there, or too few clients for its aggregator.
     """
     check_cohort(stage, len(population))
     roles, device = roles_of(task.model(), stage.personal), server_device(config)
     parts = parts_of(stage, task, roles)
-    _check_keepers(parts, stage, population)
     parts = replace(parts, aggregator=placed_on(device, parts.aggregator))
     measures, own = task.measures(), None if stage.personal else evaluate
     return StageRun(config, stage, roles, population, own, parts, measures, device=device)
-
-
-def _check_keepers(parts: Parts, stage: TrainStage, population: Population) -> None:
-    """Raises `InputError` when clients keep state and are not simulated: it would travel to us."""
-    if parts.objective.keeps_state and population.node_of is not None:
-        what = "personal" if stage.personal else f"objective {stage.objective!r}"
-        raise InputError(
-            f"stages.{stage.name}: with {what} clients keep arrays of their own, which nodes that "
-            "host their own clients cannot do yet; run it with `wildflower simulate`"
-        )
 
 
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:
@@ -186,20 +179,31 @@ def _replies(
 def _folded(run: StageRun, fold: Fold, request: BlockRequest, reply: Reply) -> Fold:
     """Returns the fold with a reply in it; what its clients keep is put aside."""
     if run.states is not None and isinstance(reply, Partial):
-        run.states.save(request.stage, request.round, reply.states)
+        run.states.save(request.stage, request.round, _kept(run, reply))
     return fold_reply(run.parts.aggregator, fold, request, reply)
+
+
+def _kept(run: StageRun, reply: Partial) -> Mapping[int, ClientState]:
+    if run.kept_under is None:
+        return reply.states
+    return {row.client_id: {} for row in reply.rows if row.status == "ok"}
 
 
 def with_states(
     run: StageRun, state: ServerState, requests: Sequence[BlockRequest]
 ) -> Iterator[BlockRequest]:
-    """Yields the requests with what their clients have kept, loaded when a request is sent."""
+    """Yields the requests with what their clients have kept, loaded when a request is sent.
+
+    Where that is on their nodes, they are told which round's it is.
+    """
     for request in requests:
+        key = (state.stage, state.round, request.client_ids)
         if run.states is None:
             yield request
+        elif run.kept_under is None:
+            yield replace(request, states=run.states.load(*key))
         else:
-            kept = run.states.load(state.stage, state.round, request.client_ids)
-            yield replace(request, states=kept)
+            yield replace(request, kept=Kept(run.kept_under, run.states.newest(*key)))
 
 
 def _expected(run: StageRun, state: ServerState) -> Expected:
@@ -215,7 +219,7 @@ def _expected(run: StageRun, state: ServerState) -> Expected:
         run.population.examples_of,
         bound,
         run.parts.aggregator.needs_singles,
-        objective.init_state(state.params),
+        objective.init_state(state.params) if run.kept_under is None else {},
         lambda sums, examples: objective.check(sums, examples, terms),
     )
 

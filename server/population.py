@@ -27,7 +27,8 @@ class Population:
 
     `hosts` are a fleet's nodes as they were when the run began, in the order of their smallest
     client id. `groups` are whose clients share blocks where one node can train them all: those that
-    shared a node of the fleet that is replayed.
+    shared a node of the fleet that is replayed. `forgetful` are clients whose nodes have no place
+    for what they keep from round to round.
     """
 
     client_ids: tuple[int, ...]
@@ -36,6 +37,7 @@ class Population:
     data_sha256: tuple[str, ...]
     hosts: tuple[Hosted, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
+    forgetful: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.client_ids)
@@ -157,7 +159,9 @@ def _own(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population:
             node_of[client_id], examples[client_id] = node, count
     ids = tuple(sorted(node_of))
     counts = tuple(examples[client_id] for client_id in ids)
-    return Population(ids, counts, node_of, digests, tuple(sorted(_hosts(hellos), key=_smallest)))
+    forgetful = tuple(k for k in ids if not hellos[node_of[k]].keeps_states)
+    hosts = tuple(sorted(_hosts(hellos), key=_smallest))
+    return Population(ids, counts, node_of, digests, hosts, forgetful=forgetful)
 
 
 def _hosts(hellos: Mapping[int, Hello]) -> Iterator[Hosted]:
@@ -200,7 +204,8 @@ def rejoined(
         notice(f"clients {absent} are not connected: their rounds go on without them")
     digests = tuple(sorted({host.data_sha256 for host in hosts}))
     counts = tuple(then[client_id][1] for client_id in node_of)
-    return Population(tuple(node_of), counts, node_of, digests, hosts)
+    forgetful = tuple(client_id for client_id in now.forgetful if client_id in then)
+    return Population(tuple(node_of), counts, node_of, digests, hosts, forgetful=forgetful)
 
 
 def _columns(host: Hosted) -> tuple[tuple[int, ...], tuple[int, ...]]:

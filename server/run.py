@@ -11,6 +11,7 @@ from server.checkpoints import Checkpoint, checkpoint_files, load_latest
 from server.coordinator import make_stage_run, quorum
 from server.evaluation import evaluator_of
 from server.events import Notice, Observer
+from server.keeping import kept_on_nodes
 from server.manifest import hosts_in, make_manifest
 from server.population import (
     Population,
@@ -83,6 +84,7 @@ def _run_stage(run: Run, stage: TrainStage, params: Arrays, latest: Checkpoint |
         raise _changed("clients", len(latest.population), len(population))
     _require_connected(stage, population, stage.min_clients)
     about = make_stage_run(run.config, stage, run.task, population, run.evaluate)
+    about = kept_on_nodes(about, run.transport.run_id)
     _require_connected(stage, population, quorum(about))
     return run_stage(run, about, params, latest)
 

@@ -33,12 +33,16 @@ from shared_models.task import Task
 
 @dataclass(frozen=True)
 class Transport:
-    """How the coordinator reaches clients: ask who is there, have blocks trained or evaluated."""
+    """How the coordinator reaches clients: ask who is there, have blocks trained or evaluated.
+
+    `run_id` is our own, if the run has one that outlives Flower's.
+    """
 
     hello: Callable[[Enough], Roll]
     train: Send
     evaluate: Send
     engine: Engine
+    run_id: str | None = None
 
 
 @dataclass(frozen=True)

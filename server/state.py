@@ -32,6 +32,9 @@ class StateStore(Protocol):
     def load(self, stage: str, number: int, client_ids: Sequence[int]) -> dict[int, ClientState]:
         """Returns each client's newest state of round `number` or before, where it has one."""
 
+    def newest(self, stage: str, number: int, client_ids: Sequence[int]) -> dict[int, int]:
+        """Returns the rounds of those states."""
+
     def save(self, stage: str, number: int, states: Mapping[int, ClientState]) -> None:
         """Keeps states of a round."""
 

@@ -10,6 +10,9 @@ only when no checkpoint that is kept needs it:
     commit     makes durable: the checkpoint of the round is written after that
     prune      drops what is older than the oldest checkpoint needs, and its stage's best round
 
+A node that keeps its own clients' states sees only the rounds that those take part in, and is told
+which of them counted: `drop_after` and `prune_clients` are about single clients.
+
 A process that is killed has lost at most a transaction, and what it committed without a checkpoint
 is dropped when the round is begun again. Everything runs in the thread that opened the file.
 """
@@ -70,6 +73,9 @@ _LOAD = (
     "SELECT round, sha256, content FROM states"
     " WHERE stage = ? AND client_id = ? AND round <= ? ORDER BY round DESC LIMIT 1"
 )
+_NEWEST = "SELECT MAX(round) FROM states WHERE stage = ? AND client_id = ? AND round <= ?"
+_DROP_AFTER = "DELETE FROM states WHERE stage = ? AND client_id = ? AND round > ?"
+_DROP_BEFORE = "DELETE FROM states WHERE stage = ? AND client_id = ? AND round < ?"
 _SAVE = (
     "INSERT OR REPLACE INTO states (stage, client_id, round, sha256, content)"
     " VALUES (?, ?, ?, ?, ?)"
@@ -140,6 +146,16 @@ class ClientStates:
                 found[client_id] = self._decoded(stage, client_id, *row)
         return found
 
+    def newest(self, stage: str, number: int, client_ids: Sequence[int]) -> dict[int, int]:
+        """Returns the rounds of the states that `load` would return."""
+        found = {}
+        for client_id in client_ids:
+            with _in_words(self._path):
+                row = self._file.execute(_NEWEST, (stage, int(client_id), number)).fetchone()
+            if row[0] is not None:
+                found[client_id] = int(row[0])
+        return found
+
     def save(self, stage: str, number: int, states: Mapping[int, ClientState]) -> None:
         """Keeps states of a round; those of the same client and round are replaced."""
         with self._changing():
@@ -191,6 +207,22 @@ class ClientStates:
         self.commit()
         self._pruned[stage] = max(self._pruned[stage], number)
         self._spared[stage] = best
+
+    def drop_after(self, stage: str, rounds: Mapping[int, int]) -> None:
+        """Drops what each of these clients has kept in rounds after its own one."""
+        with self._changing():
+            for client_id, number in rounds.items():
+                self._file.execute(_DROP_AFTER, (stage, int(client_id), number))
+
+    def prune_clients(self, stage: str, number: int, client_ids: Sequence[int]) -> None:
+        """Drops what these clients have no need of who go back to round `number` at the most."""
+        earlier = self._stages[: self._stages.index(stage)] if number > 0 else ()
+        with self._changing():
+            for client_id in client_ids:
+                newest = self.newest(stage, number, [client_id]).get(client_id, 0)
+                self._file.execute(_DROP_BEFORE, (stage, int(client_id), newest))
+                for other in earlier:
+                    self._file.execute(_DROP_AFTER, (other, int(client_id), 0))
 
     def _prepare(self) -> None:
         for setting in _SETTINGS:

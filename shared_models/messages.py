@@ -14,11 +14,24 @@ ABSENT = -1
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What clients begin with whose nodes keep what they keep.
+
+    It is filed under our own id of the `run`; each begins from its state `since` a round, 0 where
+    it has none yet.
+    """
+
+    run: str
+    since: Mapping[int, int]
+
+
+@dataclass(frozen=True)
 class Hello:
     """A node's answer to "who are you": which clients it hosts, on which data, with what versions.
 
     `shared` nodes (simulation workers) can each train any of the listed clients; otherwise the
-    clients are the node's own. `examples` are counts, in the order of `client_ids`.
+    clients are the node's own. `examples` are counts, in the order of `client_ids`. A node that
+    `keeps_states` has a place for what its clients keep from round to round.
     """
 
     client_ids: tuple[int, ...]
@@ -26,6 +39,7 @@ class Hello:
     shared: bool
     data_sha256: str
     versions: Mapping[str, str]
+    keeps_states: bool = False
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,7 @@ class BlockRequest:
 
     `attempt` counts the cohorts that a round has tried: 0 unless one fell below its quorum.
     `extras` are what the server tells all clients besides the weights, `states` what these clients
-    have kept; one who has kept nothing has none.
+    have kept; one who has kept nothing has none. Where their node has it, `kept` says which.
     """
 
     stage: str
@@ -46,6 +60,7 @@ class BlockRequest:
     node: int | None = None
     extras: Mapping[str, Arrays] = field(default_factory=dict)
     states: Mapping[int, ClientState] = field(default_factory=dict)
+    kept: Kept | None = None
 
     @property
     def about(self) -> About:

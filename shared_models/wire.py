@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from shared_models.arrays import Arrays
 from shared_models.errors import UpdateError, one_line
-from shared_models.messages import BlockRequest, Hello
+from shared_models.messages import BlockRequest, Hello, Kept
 from shared_models.partial import About, ClientState, Partial, Row, Status, Sum
 
 _RAW = "wildflower.raw"
@@ -75,6 +75,7 @@ def encode_hello(hello: Hello) -> RecordDict:
         "examples": list(hello.examples),
         "shared": hello.shared,
         "data_sha256": hello.data_sha256,
+        "keeps_states": hello.keeps_states,
     }
     return RecordDict({"hello": ConfigRecord(about), "versions": ConfigRecord({**hello.versions})})
 
@@ -98,6 +99,9 @@ def encode_request(request: BlockRequest, broadcast: Mapping[str, ArrayRecord]) 
         "block": request.block,
         "client_ids": list(request.client_ids),
     }
+    if request.kept is not None:
+        since = [request.kept.since.get(client_id, 0) for client_id in request.client_ids]
+        about |= {"run": request.kept.run, "since": since}
     return RecordDict(
         {"request": ConfigRecord(about), **broadcast, **_encode_states(request.states)}
     )
@@ -168,6 +172,7 @@ def decode_hello(content: RecordDict) -> Hello:
         _typed(bool, about["shared"]),
         _typed(str, about["data_sha256"]),
         {name: _typed(str, version) for name, version in versions.items()},
+        _typed(bool, about.get("keeps_states", False)),  # older ones do not say
     )
 
 
@@ -175,15 +180,23 @@ def decode_hello(content: RecordDict) -> Hello:
 def decode_request(content: RecordDict) -> BlockRequest:
     """Returns a request; raises `UpdateError` when it is malformed."""
     about = content.config_records["request"]
-    records = content.array_records
+    records, client_ids = content.array_records, _integers(about, "client_ids")
     return BlockRequest(
         *_about(about),
         _integer(about["block"]),
-        _integers(about, "client_ids"),
+        client_ids,
         decode_arrays(records["params"]),
         extras=_decode_named("extra", records),
         states=_decode_states(records),
+        kept=_decode_kept(about, client_ids),
     )
+
+
+def _decode_kept(about: ConfigRecord, client_ids: tuple[int, ...]) -> Kept | None:
+    if "run" not in about:
+        return None
+    since = dict(zip(client_ids, _integers(about, "since"), strict=True))
+    return Kept(_typed(str, about["run"]), since)
 
 
 @_decoder

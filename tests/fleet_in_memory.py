@@ -85,7 +85,12 @@ def fleet(config: Config, *nodes: int, places: int | None = None) -> PostOffice:
 
 
 def train(
-    config: Config, grid: PostOffice, path: Path, *, resume: bool = False
+    config: Config,
+    grid: PostOffice,
+    path: Path,
+    *,
+    resume: bool = False,
+    run_id: str | None = "run",
 ) -> tuple[RunFolder, list[str]]:
     told: list[str] = []
 
@@ -94,6 +99,7 @@ def train(
             told.append(event.text)
 
     folder = open_run(config, path, resume=resume)
+    transport = make_transport(grid, 5.0, RollTimes(1.0, 1.0), run_id=run_id)
     with folder.held():
-        learn(config, folder, make_transport(grid, 5.0, RollTimes(1.0, 1.0)), observe)
+        learn(config, folder, transport, observe)
     return folder, told

@@ -43,6 +43,12 @@ class Kept:
             newest |= states if own == stage and earlier <= number else {}
         return {client_id: newest[client_id] for client_id in client_ids if client_id in newest}
 
+    def newest(self, stage: str, number: int, client_ids: Sequence[int]) -> dict[int, int]:
+        newest: dict[int, int] = {}
+        for (own, earlier), states in sorted(self._rounds.items()):
+            newest |= dict.fromkeys(states, earlier) if own == stage and earlier <= number else {}
+        return {client_id: newest[client_id] for client_id in client_ids if client_id in newest}
+
     def save(self, stage: str, number: int, states: Mapping[int, ClientState]) -> None:
         self._rounds.setdefault((stage, number), {}).update(states)
 

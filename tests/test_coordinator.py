@@ -16,11 +16,11 @@ from server.coordinator import (
     begin_stage,
     evaluate_round,
     make_requests,
-    make_stage_run,
     run_round,
     step,
 )
 from server.fold import Fold, fold_reply
+from server.keeping import kept_on_nodes
 from server.population import merge_hellos
 from server.sampling import cut_blocks, sample_cohort
 from shared_models.arrays import digest
@@ -278,14 +278,13 @@ def test_the_population_is_the_union_of_what_nodes_host() -> None:
 
 @pytest.mark.parametrize("choice", ["personal=['head.']", "objective=ditto", "objective=scaffold"])
 def test_what_clients_keep_does_not_leave_a_node_that_hosts_them(choice: str) -> None:
-    config, host, _ = opened(f"stages.train.{choice}")
-    told = host.hello()
-    own = merge_hellos({1: replace(told, shared=False)})
+    _, host, run = opened(f"stages.train.{choice}")
+    own = merge_hellos({1: replace(host.hello(), shared=False)})
     with pytest.raises(
         InputError, match=r"stages\.train: with .* clients keep arrays of their own"
     ):
-        make_stage_run(config, config.stage("train"), host.task, own, None)
-    make_stage_run(config, config.stage("train"), host.task, merge_hellos({1: told}), None)
+        kept_on_nodes(replace(run, population=own), "run")
+    assert kept_on_nodes(run, None) is run
 
 
 @pytest.mark.parametrize(

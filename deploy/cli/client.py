@@ -85,15 +85,17 @@ def client(
     """
     ids = hosted(client_id, hosts)
     connection, key_file = _access(server, credentials, key, ca, insecure)
-    from clients.hosting import Hosting
+    from clients.hosting import Hosting, Keeping
     from clients.warm.service import Limits
     from deploy.fleet.client import Device
 
+    place = state or _own_state(ids, hosts)
+    keeping = Keeping(str(place.absolute() / "client_states"), max_disk_mb // 2)
     device = Device(
         connection=connection,
         key=key_file,
-        state=state or _own_state(ids, hosts),
-        hosting_json=Hosting(data, ids, threads).to_json(),
+        state=place,
+        hosting_json=Hosting(data, ids, threads, keeping).to_json(),
         limits=Limits(memory_mb, when),
         max_disk_mb=max_disk_mb,
     )

@@ -267,9 +267,10 @@ class _Node:
 def _tidy(device: Device, tail: Tail) -> str:
     """Keeps the state folder within its bound: logs, with their older halves, and bundles.
 
-    Returns what came last in Flower's log, if that began anew.
+    The other half of it is for what clients keep, which the trainer sees to. Returns what came last
+    in Flower's log, if that began anew.
     """
-    room = device.max_disk_mb * _MB
+    room = device.max_disk_mb * _MB // 2
     for log in (device.trainer_log, device.own_log):
         bound_log(log, room // 12, kept=room // 12)
     prune_apps(device.flower_home, room // 2)
