@@ -89,7 +89,7 @@ def _demand(stage: TrainStage, host: Host) -> Demand:
     from server.parts import parts_of
     from shared_models.arrays import in_dtype, roles_of, size_bytes
 
-    roles = roles_of(host.task.model(), stage.personal)
+    roles = roles_of(host.task.model(), stage.personal, stage.freezes)
     objective = parts_of(stage, host.task, roles).objective
     arrays = in_dtype(host.task.build(host.config.seed), getattr(torch, host.config.plan.dtype))
     kept = objective.init_state(arrays).values()

@@ -83,7 +83,7 @@ def make_stage_run(
     `InputError` when the device of the server is not there, or too few clients for its aggregator.
     """
     check_cohort(stage, len(population))
-    roles, device = roles_of(task.model(), stage.personal), server_device(config)
+    roles, device = roles_of(task.model(), stage.personal, stage.freezes), server_device(config)
     parts = parts_of(stage, task, roles)
     parts = replace(parts, aggregator=placed_on(device, parts.aggregator))
     measures, own = task.measures(), None if stage.personal else evaluate

@@ -11,6 +11,7 @@ from server.checkpoints import Checkpoint, checkpoint_files, load_latest
 from server.coordinator import make_stage_run, quorum
 from server.evaluation import evaluator_of
 from server.events import Notice, Observer
+from server.handover import handed_over
 from server.keeping import kept_on_nodes
 from server.manifest import hosts_in, make_manifest
 from server.population import (
@@ -70,7 +71,9 @@ def _run_stages(run: Run, latest: Checkpoint | None) -> Arrays:
     stages = run.config.learning_stages
     params = in_dtype(run.task.build(run.config.seed), getattr(torch, run.config.plan.dtype))
     first = 0 if latest is None else [s.name for s in stages].index(latest.state.stage)
-    for stage in stages[first:]:
+    for number, stage in enumerate(stages[first:], first):
+        if number and latest is None:
+            params = handed_over(stage, run.task, params, run.config.seed)
         params = _run_stage(run, stage, params, latest)
         latest = None  # only the first of these stages can be the one that it is about
         save_arrays(run.folder.stage_file(stage.name), params)

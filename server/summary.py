@@ -44,7 +44,7 @@ def summarize_stage(stage: TrainStage, records: Sequence[RoundRecord]) -> dict[s
     seconds = sum(record.seconds.total for record in timed)
     return {
         "name": stage.name,
-        "kind": "train",
+        "kind": stage.kind,
         "rounds": last.round,
         "stopped_early": last.round < stage.rounds,
         "best": None if best is None else asdict(best),

@@ -4,7 +4,8 @@ A model's state is a mapping from name (`<part>.<rest>`) to tensor. Every array 
 
 * trainable: parameters; their delta is summed, checked and goes through the server optimiser.
 * averaged: float running statistics (BatchNorm); weighted mean only, no optimiser, norm, noise.
-* carried: integer buffers (counters); the server's value stays and is never sent up.
+* carried: integer buffers (counters), and what a stage freezes; the server's value stays and is
+  never sent up.
 * personal: never leaves the client, who keeps it from round to round.
 """
 
@@ -26,24 +27,35 @@ Arrays: TypeAlias = dict[str, Tensor]
 Role: TypeAlias = Literal["trainable", "averaged", "carried", "personal"]
 
 
-def roles_of(model: nn.Module, personal: Sequence[str] = ()) -> dict[str, Role]:
-    """Returns the role of every array in `model.state_dict()`; `personal` are prefixes of names.
+def roles_of(
+    model: nn.Module, personal: Sequence[str] = (), frozen: Sequence[str] = ()
+) -> dict[str, Role]:
+    """Returns the role of every array in `model.state_dict()`.
 
-    Raises `InputError` when a prefix is nobody's, or nothing is left to share.
+    `personal` and `frozen` are prefixes of names; what is frozen is carried. Raises `InputError`
+    when a prefix is nobody's, or nothing is left to share.
     """
     trainable = {name for name, _ in model.named_parameters()}
     state = model.state_dict()
-    for prefix in personal:
-        if not any(name.startswith(prefix) for name in state):
-            raise InputError(f"personal: no array begins with {prefix!r}; there are {list(state)}")
+    require_prefixes("personal", personal, state)
+    require_prefixes("freezes", frozen, state)
     roles: dict[str, Role] = {
         name: "trainable" if name in trainable else _role_of_buffer(tensor)
         for name, tensor in state.items()
     }
     roles |= {name: "personal" for name in state if name.startswith(tuple(personal))}
+    roles |= {name: "carried" for name in state if name.startswith(tuple(frozen))}
     if "trainable" not in roles.values():
-        raise InputError("personal: nothing is left that clients could learn together")
+        key = "freezes" if frozen else "personal"
+        raise InputError(f"{key}: nothing is left that clients could learn together")
     return roles
+
+
+def require_prefixes(key: str, prefixes: Sequence[str], arrays: Mapping[str, Tensor]) -> None:
+    """Raises `InputError` naming the config key unless every prefix is some array's."""
+    for prefix in prefixes:
+        if not any(name.startswith(prefix) for name in arrays):
+            raise InputError(f"{key}: no array begins with {prefix!r}; there are {list(arrays)}")
 
 
 def _role_of_buffer(tensor: Tensor) -> Role:

@@ -54,7 +54,7 @@ def test_the_builtin_config_is_valid() -> None:
         ("stages.train.rounds=0", "'stages.train.rounds' must be greater than or equal to 1"),
         ("stages.train.local_learning_rate=nan", "'stages.train.local_learning_rate' must be"),
         ("data.partition=idd", "'data.partition' must be 'iid', 'shards'"),
-        ("stages.train.kind=trian", "'stages.train.kind' must be one of: train, export"),
+        ("stages.train.kind=trian", "'stages.train.kind' must be one of: train, finetune, "),
         ("data=3", "'data' must be"),
         ("stages=[]", "stages: at least one is needed"),
         ("seed=-1", "'seed' must be greater than or equal to 0"),

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from shared_models.config.data import Data, Evaluate
 from shared_models.config.faults import Faults
+from shared_models.config.order import order_fault
 from shared_models.config.plan import Plan
 from shared_models.config.stages import ExportStage, Stage, TrainStage
 from shared_models.config.tables import Count, Name, Positive, Table
@@ -54,24 +55,13 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
-        names = [stage.name for stage in self.stages]
-        if not names:
-            raise ValueError("stages: at least one is needed")
-        if "model" in names:
-            raise ValueError("stages: no stage may be called 'model': model.safetensors is the end")
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"stages: the name {name!r} is used twice")
-        kinds = [stage.kind for stage in self.stages]
-        if kinds[0] == "export":
-            raise ValueError("stages: an export stage needs a train stage before it")
-        if "train" in kinds[kinds.index("export") if "export" in kinds else len(kinds) :]:
-            raise ValueError("stages: the export stage comes after all that learn")
-        if kinds.count("export") > 1:
-            raise ValueError("stages: one export stage is enough: it takes several formats")
-        if "export" in kinds and self.evaluate.data == "none":
+        if fault := order_fault(self.stages):
+            raise ValueError(fault)
+        if self.export_stage is None:
+            return self
+        if self.evaluate.data == "none":
             raise ValueError("evaluate.data: contradicts the export stage, which needs test data")
-        if "export" in kinds and (fault := self.export_fault):
+        if fault := self.export_fault:
             raise ValueError(fault)
         return self
 

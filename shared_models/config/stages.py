@@ -25,11 +25,18 @@ FormatName: TypeAlias = Literal["onnx", "tflite", "tflite-stream"]
 QuantizeName: TypeAlias = Literal["auto", "none", "fp16", "dynamic", "int8", "int8-float"]
 
 
-class TrainStage(Table):
-    """Supervised federated training."""
+Prefixes: TypeAlias = Annotated[
+    tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)
+]
 
-    name: Name = "train"
-    kind: Literal["train"]
+
+class TrainStage(Table):
+    """Federated training, from the weights of the stage before."""
+
+    name: Name
+    """Absent: the kind."""
+    kind: Literal["train", "finetune"]
+    """`finetune` is for a stage that goes on from another's weights: then they must be there."""
     rounds: Count
     clients_per_round: Count
     local_epochs: Count = 1
@@ -40,8 +47,14 @@ class TrainStage(Table):
     """For `fedprox`: mu/2 times the squared distance to the server's weights is added."""
     personal_lambda: NotNegative | None = None
     """For `ditto`: how strongly a client's own model is drawn to the server's."""
-    personal: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)] = ()
+    personal: Prefixes = ()
     """Prefixes of array names that never leave a client, e.g. `["head."]`."""
+    takes: Prefixes = ()
+    """Prefixes of array names that are taken over from the stage before; absent: all are."""
+    resets: Prefixes = ()
+    """Prefixes of array names that begin anew, e.g. `["head."]` for other labels."""
+    freezes: Prefixes = ()
+    """Prefixes of array names that stay as they are, e.g. `["encoder."]`."""
     local_optimizer: LocalOptimizerName = "sgd"
     local_learning_rate: Positive
     local_momentum: Decay | None = None
@@ -97,7 +110,9 @@ class TrainStage(Table):
     @model_validator(mode="before")
     @classmethod
     def _choices_have_defaults(cls, values: Any) -> Any:
-        return with_defaults(values) if isinstance(values, dict) else values
+        if not isinstance(values, dict):
+            return values
+        return with_defaults({"name": values.get("kind"), **values})
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -112,8 +127,8 @@ class TrainStage(Table):
 
     @property
     def only_descends(self) -> bool:
-        """Whether clients do nothing but descend on the task's loss."""
-        return self.objective == "fedavg" and not self.personal
+        """Whether clients do nothing but descend on the task's loss, with all of the model."""
+        return self.objective == "fedavg" and not self.personal and not self.freezes
 
     @property
     def needs_singles(self) -> bool:
@@ -143,7 +158,7 @@ class ExportStage(Table):
 
 Stage: TypeAlias = TrainStage | ExportStage
 KINDS: Mapping[str, type[TrainStage | ExportStage]] = MappingProxyType(
-    {"train": TrainStage, "export": ExportStage}
+    {"train": TrainStage, "finetune": TrainStage, "export": ExportStage}
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from shared_models.arrays import Arrays, add, subtract, with_role
@@ -57,7 +57,11 @@ class LocalTraining:
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
         self._model = ground.task.make_model().train()
-        self._parameters = tuple(name for name, _ in self._model.named_parameters())
+        still = {name for name, role in ground.roles.items() if role == "carried"}
+        own = [name for name, _ in self._model.named_parameters()]
+        self._parameters = tuple(name for name in own if name not in still)
+        self.freezes = len(self._parameters) < len(own)
+        _quiet(self._model, still)
         self._personal = "personal" in ground.roles.values()
 
     def objective(self) -> Objective:
@@ -109,6 +113,14 @@ class LocalTraining:
 
     def _kept(self, arrays: Arrays) -> ClientState:
         return {"personal": with_role(arrays, self._ground.roles, "personal")}
+
+
+def _quiet(model: nn.Module, still: set[str]) -> None:
+    """Puts the parts whose arrays are all frozen into evaluation: no statistics, no dropout."""
+    for part, module in model.named_modules():
+        names = [f"{part}.{name}" if part else name for name in module.state_dict()]
+        if names and still.issuperset(names):
+            module.eval()
 
 
 def _own_arrays(params: Arrays, state: ClientState) -> Arrays:

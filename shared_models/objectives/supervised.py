@@ -18,6 +18,10 @@ from shared_models.objectives.local import LocalTraining
 
 def supervised(ground: Ground) -> Objective:
     """Returns the objective that descends on the task's loss; sums are `delta` and `stats`."""
-    plain = LocalTraining(ground).objective()
-    # A trainer that takes the steps in another way would not know what stays with a client.
-    return plain if plain.keeps_state else replace(plain, descent=ground.optimizer)
+    training = LocalTraining(ground)
+    plain = training.objective()
+    # A trainer that takes the steps in another way would not know what stays with a client, or
+    # as it is.
+    if plain.keeps_state or training.freezes:
+        return plain
+    return replace(plain, descent=ground.optimizer)
