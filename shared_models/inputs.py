@@ -15,7 +15,7 @@ class InputSpec:
     """Shape and dtype of one example, and how a raw one becomes model input: `(raw - mean) / std`.
 
     `shape` is without the batch axis. `mean` and `std` broadcast over it from the right. Tokens
-    (`int64`) are not normalised; they are below `tokens`.
+    (`int64`) are not normalised; they are below `tokens`. `white` is how bright raw images can be.
 
     >>> InputSpec(shape=(1, 2, 2), std=(255.0,)).prepare(np.full((3, 2, 2), 255, np.uint8)).shape
     (3, 1, 2, 2)
@@ -26,6 +26,7 @@ class InputSpec:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     tokens: int = 0
+    white: float = 255.0
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether raw examples of this shape can be input: as they are, flat, or without ones."""

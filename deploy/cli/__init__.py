@@ -14,7 +14,7 @@ from typing import Annotated
 import click
 import typer
 
-from deploy.cli import client, data, doctor, export, models, server, simulate, submit
+from deploy.cli import client, data, doctor, edge, export, models, server, simulate, submit
 from shared_models.errors import Interrupted, WildflowerError
 
 app = typer.Typer(
@@ -46,6 +46,8 @@ def options(
 app.command()(simulate.simulate)
 app.command()(export.export)
 app.command()(export.verify)
+app.command()(edge.predict)
+app.command()(edge.bench)
 app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(client.client)

@@ -8,7 +8,7 @@ from shared_models.models.mlp import Mlp
 from shared_models.tasks.classification import classification
 
 _BYTES_28 = InputSpec(shape=(1, 28, 28), std=(255.0,))
-_DIGITS_8 = InputSpec(shape=(1, 8, 8), std=(16.0,))
+_DIGITS_8 = InputSpec(shape=(1, 8, 8), std=(16.0,), white=16.0)
 
 MNIST_CNN = classification("mnist-cnn", "mnist", _BYTES_28, small_cnn)
 MNIST_2NN = classification("mnist-2nn", "mnist", _BYTES_28, Mlp)

@@ -1,0 +1,154 @@
+"""`wildflower predict` and `bench`: what a device does with an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deploy.cli.output import AsJson, print_json, print_table
+
+if TYPE_CHECKING:
+    from deploy.edge.bench import Timing
+    from deploy.edge.card import Card
+    from deploy.edge.predict import Guess, Sampling
+    from deploy.edge.runtimes import Model
+
+Runtime = Annotated[
+    str, typer.Option(help="onnxruntime, litert or tflite-runtime; the first that is installed.")
+]
+
+
+def predict(
+    file: Path,
+    source: Annotated[
+        str,
+        typer.Option("--input", help="npz, npy, CSV, an image or a text; - is standard input."),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="So many labels of each example.")] = 3,
+    invert: Annotated[bool, typer.Option(help="Make black of an image's white.")] = False,
+    generate: Annotated[
+        int | None, typer.Option(min=1, help="Go on with the text for so many characters.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="0: always the likeliest character.")
+    ] = 0.7,
+    seed: Annotated[int, typer.Option(min=0, help="Other text for another seed.")] = 0,
+    runtime: Runtime = "",
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a file makes of an input: labels and scores, or more of a text.
+
+    FILE is an .onnx or .tflite file. Labels and normalisation lie beside it or in it. Needs its
+    runtime only, no torch.
+
+    Example: wildflower predict model-int8.tflite --input digit.png --invert
+    """
+    from deploy.edge.card import read_card
+    from deploy.edge.predict import Sampling
+    from deploy.edge.runtimes import open_model
+
+    card = read_card(file)
+    with open_model(file, runtime) as model:
+        if generate is None:
+            _print_labels(model, card, (source, top, invert), as_json)
+        else:
+            _print_text(model, card, source, Sampling(generate, temperature, seed), as_json)
+
+
+def _print_labels(model: Model, card: Card, asked: tuple[str, int, bool], as_json: bool) -> None:
+    from deploy.edge.predict import classify, read_input
+
+    source, top, invert = asked
+    guesses = classify(model.predict, card, read_input(source, card, invert=invert), top)
+    if as_json:
+        print_json([[asdict(guess) for guess in one] for one in guesses])
+        return
+    print_table(
+        ("example ", "label", "score ", "then"),
+        [
+            (place, _printable(first.label), f"{first.score:.4f}", _told(others))
+            for place, (first, *others) in enumerate(guesses)
+        ],
+    )
+
+
+def _told(guesses: Sequence[Guess]) -> str:
+    return ", ".join(f"{_printable(guess.label)} {guess.score:.4f}" for guess in guesses)
+
+
+def _printable(label: str) -> str:
+    return label if label.strip() and label.isprintable() else repr(label)
+
+
+def _print_text(model: Model, card: Card, source: str, how: Sampling, as_json: bool) -> None:
+    from deploy.edge.predict import generate, read_prompt
+
+    prompt = read_prompt(source, card)
+    characters = generate(model.predict, card, prompt, how)
+    if as_json:
+        print_json({"prompt": prompt, "text": "".join(characters), **asdict(how)})
+        return
+    print(prompt, end="")
+    for character in characters:
+        print(character, end="", flush=True)
+    print()
+
+
+def bench(
+    file: Path,
+    runs: Annotated[int, typer.Option(min=1, help="So many examples, one by one.")] = 200,
+    threads: Annotated[
+        list[int] | None, typer.Option(min=1, max=256, help="May be repeated; 1 and all cores.")
+    ] = None,
+    runtime: Runtime = "",
+    as_json: AsJson = False,
+) -> None:
+    """Time a file on this machine: latency, throughput, memory, cold start.
+
+    FILE is an .onnx or .tflite file, also one that Wildflower did not make. It is timed in each
+    runtime that this machine has. Needs no torch.
+
+    Example: wildflower bench model-int8.tflite --threads 1 --threads 4 --json
+    """
+    from deploy.edge.bench import bench as measure
+    from deploy.edge.bench import machine
+    from shared_models.machine import cores
+
+    counts = tuple(dict.fromkeys(threads or (1, cores())))
+    timings = measure(file, runs, counts, runtime)
+    if as_json:
+        told = {"file": str(file), "size_bytes": file.stat().st_size, "machine": machine()}
+        print_json({**told, "timings": [asdict(timing) for timing in timings]})
+    else:
+        print_table(_TIMES, [_timing_cells(timing) for timing in timings])
+
+
+_TIMES = (
+    "runtime",
+    "threads ",
+    "p50 ms ",
+    "p95 ms ",
+    "p99 ms ",
+    "examples/s ",
+    "peak MB ",
+    "open ms ",
+    "cold start ms ",
+)
+
+
+def _timing_cells(timing: Timing) -> tuple[str, ...]:
+    return (
+        f"{timing.runtime} {timing.version}",
+        f"{timing.threads}",
+        f"{timing.p50_ms:.3f}",
+        f"{timing.p95_ms:.3f}",
+        f"{timing.p99_ms:.3f}",
+        f"{timing.per_second:.0f}",
+        f"{timing.peak_mb:.0f}",
+        f"{timing.open_ms:.0f}",
+        f"{timing.cold_start_ms:.0f}",
+    )

@@ -1,0 +1,43 @@
+"""What a file's outputs are called and what it takes: all that a prediction needs to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from deploy.edge.artefact import describe_path, load_artefact
+from deploy.edge.metadata import read_metadata
+from shared_models.errors import InputError
+from shared_models.inputs import InputSpec
+
+
+@dataclass(frozen=True)
+class Card:
+    """The meaning of a file's outputs and of its input."""
+
+    labels: tuple[str, ...]
+    input: InputSpec
+
+
+def read_card(path: Path) -> Card:
+    """Returns the card from the description beside a file, else from inside the file.
+
+    Raises `InputError` when neither is there.
+    """
+    if describe_path(path).is_file():
+        described = load_artefact(path)
+        return Card(described.labels, described.input)
+    try:
+        return TypeAdapter(Card).validate_python(read_metadata(path))
+    except ValidationError:
+        raise InputError(f"{path}: damaged: its metadata lacks labels or input") from None
+
+
+def find_card(path: Path) -> Card | None:
+    """Returns the card of a file, None for a file that is not ours."""
+    try:
+        return read_card(path)
+    except InputError:
+        return None

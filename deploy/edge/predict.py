@@ -1,0 +1,101 @@
+"""Labels and scores for examples; text, character by character."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deploy.edge.card import Card
+from deploy.edge.examples import is_text, parse_examples, parse_text, read_bytes
+from deploy.edge.runtimes import Floats, Predict
+from shared_models.errors import ExportError, InputError
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A label, and how likely the model holds it to be: from 0 to 1."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn: at `temperature` 0 the likeliest character, at 1 as the model says."""
+
+    characters: int
+    temperature: float
+    seed: int
+
+
+def classify(predict: Predict, card: Card, raw: NDArray[Any], top: int) -> list[list[Guess]]:
+    """Returns the likeliest labels of each example, at most `top` of them, the best first."""
+    scores = _softmax(_logits(predict, card, card.input.prepare(raw)))
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
+    return [
+        [Guess(card.labels[place], float(row[place])) for place in places]
+        for row, places in zip(scores, best, strict=True)
+    ]
+
+
+def read_input(source: str, card: Card, *, invert: bool = False) -> NDArray[Any]:
+    """Returns raw examples from a file or standard input; a text, if the model takes characters."""
+    content = read_bytes(source)
+    if takes_text(card) and is_text(content):
+        return encode(card, parse_text(content, source))
+    return parse_examples(content, source, card.input, invert=invert)
+
+
+def read_prompt(source: str, card: Card) -> str:
+    """Returns the text to go on with; `InputError` when the model does not predict characters."""
+    if not takes_text(card):
+        raise InputError("this model does not take text: its labels are not characters")
+    return parse_text(read_bytes(source), source)
+
+
+def takes_text(card: Card) -> bool:
+    """Whether a model predicts characters from characters."""
+    return card.input.dtype == "int64" and all(len(label) == 1 for label in card.labels)
+
+
+def encode(card: Card, text: str) -> NDArray[np.int64]:
+    """Returns the last window of a text as tokens `(1, window)`, spaces before a short one."""
+    places = {character: place for place, character in enumerate(card.labels)}
+    blank = places.get(" ", 0)
+    window = card.input.shape[-1]
+    tokens = [places.get(character, blank) for character in text[-window:]]
+    return np.array([[blank] * (window - len(tokens)) + tokens], np.int64)
+
+
+def generate(predict: Predict, card: Card, prompt: str, how: Sampling) -> Iterator[str]:
+    """Yields the characters that follow a prompt, a pure function of `how.seed`."""
+    window, rng = encode(card, prompt), np.random.default_rng(how.seed)
+    for _ in range(how.characters):
+        (logits,) = _logits(predict, card, window)
+        if how.temperature:
+            (chances,) = _softmax(logits[None] / how.temperature)
+            place = int(rng.choice(len(chances), p=chances))
+        else:
+            place = int(logits.argmax())
+        yield card.labels[place]
+        window = np.append(window[:, 1:], [[place]], axis=1)
+
+
+def _logits(predict: Predict, card: Card, x: NDArray[Any]) -> Floats:
+    logits = np.concatenate([predict(x[place : place + 100]) for place in range(0, len(x), 100)])
+    if logits.shape != (len(x), len(card.labels)) or not np.isfinite(logits).all():
+        raise ExportError(
+            f"the file answers with shape {logits.shape}, NaN or infinite values; "
+            f"it has {len(card.labels)} labels"
+        )
+    return logits
+
+
+def _softmax(logits: Floats) -> NDArray[np.float64]:
+    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    scores: NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
+    return scores

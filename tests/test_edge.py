@@ -1,0 +1,274 @@
+"""The device's side: untrusted files run in a child, are predicted with, timed and verified."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import deploy.edge.child
+import deploy.edge.runtimes
+from deploy.cli import run
+from deploy.edge.artefact import load_artefact
+from deploy.edge.card import Card, read_card
+from deploy.edge.predict import Sampling, encode, generate
+from deploy.edge.reference import load_reference
+from deploy.edge.runtimes import Floats, is_installed, open_model
+from shared_models.datasets.shakespeare import ALPHABET
+from shared_models.errors import ExportError
+from shared_models.inputs import InputSpec
+from tests.conftest import DIGITS
+
+TFLITE, ONNX = "model-int8.tflite", "model-int8.onnx"
+EXPORT = '\n[[stages]]\nname = "export"\nkind = "export"\nlatency_runs = 20\n'
+needs_old = pytest.mark.skipif(
+    not is_installed("tflite-runtime"), reason="NO TFLITE-RUNTIME: make edge-env"
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export folder of a digits run."""
+    folder = tmp_path_factory.mktemp("edge")
+    config = folder / "digits.toml"
+    config.write_text(DIGITS.replace("rounds = 4", "rounds = 15") + EXPORT)
+    assert run(["simulate", str(config), "--out", str(folder / "run")]) == 0
+    return folder / "run" / "export"
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    """The export folder, to be damaged."""
+    return Path(shutil.copytree(exported, tmp_path / "export"))
+
+
+def told(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
+    """Returns the JSON that a verb prints."""
+    capsys.readouterr()
+    assert run([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Returns the one line with which a verb fails."""
+    capsys.readouterr()
+    assert run(words) in {1, 2}
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+@needs_old
+def test_a_tflite_file_is_measured_on_both_runtimes(exported: Path) -> None:
+    measured = load_artefact(exported / TFLITE).measured
+    assert [one.runtime for one in measured] == ["litert", "tflite-runtime"]
+    assert measured[1].version == "2.14.0"
+    assert all(one.parity.examples == 359 for one in measured)
+
+
+def test_what_is_not_there_is_not_tried_and_said(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deploy.edge.runtimes, "_old_python", lambda: None)
+    found = told(capsys, "verify", str(exported / TFLITE))
+    assert found["not_tried"] == ["tflite-runtime"]
+    assert run(["verify", str(exported / TFLITE)]) == 0
+    assert "not tried on tflite-runtime" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setenv("WILDFLOWER_TFLITE_PYTHON", "/nowhere/python")
+    assert "there is no such interpreter" in refused(capsys, "verify", str(exported / TFLITE))
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
+    """Puts another program in the place of the worker."""
+    script = tmp_path / "worker.py"
+    script.write_text(code)
+    monkeypatch.setattr(deploy.edge.child, "_WORKER", script)
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "was killed by SIGSEGV"),
+        ("import os; os.write(2, b'bad node\\n'); os.abort()", "was killed by SIGABRT: bad node"),
+        ("import time; time.sleep(60)", "did not answer within 1 s"),
+        ("raise SystemExit(3)", "ended with code 3"),
+        ("print('x' * 100)", "answers with more than is sensible"),
+        ("import os; os.write(1, bytes(16))", "answers with something else than numbers"),
+        ("import os; os.write(2, b'std::bad_alloc\\n'); os.abort()", "needs more than the"),
+    ],
+)
+def test_a_runtime_that_fails_is_one_line(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, line: str
+) -> None:
+    pretend(monkeypatch, tmp_path, code)
+    monkeypatch.setattr(deploy.edge.runtimes, "_OPEN_S", 1.0)
+    with pytest.raises(ExportError, match=f"{TFLITE}: litert {line}"):
+        open_model(exported / TFLITE)
+
+
+def test_input_of_another_shape_is_one_line(exported: Path) -> None:
+    for name in (TFLITE, ONNX):
+        with open_model(exported / name) as model, pytest.raises(ExportError, match="cannot run"):
+            model.predict(np.zeros((1, 3, 5, 5), np.float32))
+
+
+def write_images(folder: Path, exported: Path) -> tuple[list[Path], Floats]:
+    """Writes the same example in every form; returns the files and what torch says of it."""
+    reference = load_reference(exported / "reference.npz")
+    x = reference.x[:1].astype(np.float64)
+    np.savez(folder / "a.npz", x=x, y=[0])
+    np.save(folder / "a.npy", x[0])
+    pixels = ",".join(f"pixel{place}" for place in range(64))
+    row = ",".join(f"{value:g}" for value in x.ravel())
+    (folder / "a.csv").write_text(f"{pixels}\n{row}\n")
+    image = Image.fromarray((x[0] * 255 / 16).round().astype(np.uint8))
+    image.save(folder / "a.png")
+    return [folder / f"a.{kind}" for kind in ("npz", "npy", "csv", "png")], reference.logits[0]
+
+
+def test_predict_says_the_same_of_every_form_of_an_example(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, logits = write_images(tmp_path, exported)
+    for name in ("model-fp32.tflite", "model-fp32.onnx"):
+        for file in files:
+            ((first, *_),) = told(capsys, "predict", str(exported / name), "--input", str(file))
+            assert first["label"] == str(logits.argmax())
+            expected = np.exp(logits.max()) / np.exp(logits).sum()
+            assert first["score"] == pytest.approx(expected, abs=0.01)
+
+
+def test_predict_reads_standard_input_and_needs_no_description(
+    copied: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files, logits = write_images(tmp_path, copied)
+    for file in files:
+        stdin = io.TextIOWrapper(io.BytesIO(file.read_bytes()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        ((first, *_),) = told(capsys, "predict", str(copied / TFLITE), "--input", "-")
+        assert first["label"] == str(logits.argmax())
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "is empty"),
+        (b"1,2,3\n", "expected (n, 1, 8, 8)"),
+        (b"1,2,3\n1,x,3\n", "row 2 has a cell that is no number"),
+        (b"1,2,3\n1,2\n", "rows of numbers, all of the same length"),
+        (b"\xff\xfe\x00", "is neither npz, npy, an image nor CSV"),
+        (b"\x89PNG\r\n\x1a\n", "is no image"),
+        (b"PK\x03\x04 and no more", "damaged"),
+        (
+            b"\x93NUMPY\x01\x00\x80\x00{'descr': '<f8', 'fortran_order': False, 'shape': (9",
+            "damaged",
+        ),
+        (",".join(["nan"] * 64).encode(), "NaN"),
+    ],
+)
+def test_input_that_is_none_is_one_line(
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    line: str,
+) -> None:
+    (tmp_path / "input").write_bytes(content)
+    shown = refused(capsys, "predict", str(exported / ONNX), "--input", str(tmp_path / "input"))
+    assert line in shown
+    assert "input" in shown
+
+
+def test_pickles_are_not_opened(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    shown = refused(capsys, "predict", str(exported / ONNX), "--input", str(tmp_path / "x.npy"))
+    assert "damaged" in shown
+
+
+CHARACTERS = Card(tuple(ALPHABET), InputSpec((80,), "int64", tokens=len(ALPHABET)))
+
+
+def following(x: np.ndarray[Any, Any]) -> Floats:
+    """A model that says the character after the last one, mostly."""
+    logits = np.zeros((len(x), len(ALPHABET)), np.float32)
+    logits[np.arange(len(x)), (x[:, -1] + 1) % len(ALPHABET)] = 5.0
+    return logits
+
+
+def test_generated_text_is_a_function_of_seed_and_temperature() -> None:
+    assert "".join(generate(following, CHARACTERS, "xyz a", Sampling(4, 0.0, 0))) == "bcde"
+    one, again, other = (
+        "".join(generate(following, CHARACTERS, "a", Sampling(50, 1.0, seed))) for seed in (1, 1, 2)
+    )
+    assert one == again != other
+
+
+def test_a_prompt_is_cut_or_padded_to_the_window() -> None:
+    assert encode(CHARACTERS, "x" * 200).shape == encode(CHARACTERS, "").shape == (1, 80)
+    assert encode(CHARACTERS, "~")[0, -1] == ALPHABET.index(" ")
+
+
+def test_a_model_of_images_goes_on_with_no_text(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.txt").write_text("To be")
+    words = ("predict", str(exported / ONNX), "--input", str(tmp_path / "x.txt"))
+    assert "does not take text" in refused(capsys, *words, "--generate", "5")
+
+
+def test_bench_times_every_runtime_and_thread_count(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("bench", str(exported / TFLITE), "--runs", "20", "--threads", "1", "--threads", "2")
+    timings = told(capsys, *words)["timings"]
+    runtimes = ["litert", "tflite-runtime"] if is_installed("tflite-runtime") else ["litert"]
+    assert [(t["runtime"], t["threads"]) for t in timings] == [
+        (name, threads) for name in runtimes for threads in (1, 2)
+    ]
+    for timing in timings:
+        assert 0 < timing["p50_ms"] <= timing["p95_ms"] <= timing["p99_ms"]
+        assert timing["cold_start_ms"] > timing["open_ms"] > 0
+        assert 10 < timing["peak_mb"] < 500
+
+
+def test_bench_takes_files_of_others(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(exported / ONNX, tmp_path / "other.onnx")
+    (timing,) = told(capsys, "bench", str(tmp_path / "other.onnx"), "--threads", "1")["timings"]
+    assert timing["runs"] == 200
+
+
+def test_predict_and_bench_need_neither_torch_nor_flower_nor_ray(
+    exported: Path, tmp_path: Path
+) -> None:
+    files, _ = write_images(tmp_path, exported)
+    for words in (
+        ["verify", str(exported / TFLITE)],
+        ["predict", str(exported / TFLITE), "--input", str(files[3])],
+        ["bench", str(exported / ONNX), "--runs", "5", "--threads", "1"],
+    ):
+        code = (
+            "import sys; sys.modules.update(dict.fromkeys(('torch', 'flwr', 'ray')));"
+            "from deploy.cli import run; sys.exit(run(sys.argv[1:]))"
+        )
+        subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+
+
+def test_the_card_is_read_from_the_description(exported: Path) -> None:
+    card = read_card(exported / TFLITE)
+    assert card.labels == tuple("0123456789")
+    assert card.input.white == 16.0
