@@ -40,7 +40,7 @@ from deploy.fleet.registry import add_client, describe_clients, remove_client
 from deploy.fleet.run_files import GrowingFile, run_file
 from deploy.fleet.superlink import Doors
 from shared_models.client_states import FILE_NAME
-from shared_models.errors import ServerError
+from shared_models.errors import InputError, ServerError
 from shared_models.files import locked
 
 WILDFLOWER = str(Path(sys.executable).parent / "wildflower")
@@ -139,7 +139,7 @@ def test_only_who_has_the_token_controls_the_server(server: Server) -> None:
 
     for token in (None, "wrong"):
         with (
-            pytest.raises(ServerError, match="token is missing or wrong"),
+            pytest.raises(InputError, match="token is missing or wrong"),
             answered(connection := server.connection_with(token)),
             open_control(connection) as control,
         ):
@@ -394,7 +394,7 @@ def test_a_token_opens_from_everywhere_and_a_wrong_one_from_nowhere() -> None:
 def test_a_stranger_s_certificate_is_not_talked_to(server: Server, home: ServerHome) -> None:
     stranger = Connection(f"127.0.0.1:{server.port}", home.ca, "token")
     with (
-        pytest.raises(ServerError, match="its certificate is not trusted"),
+        pytest.raises(InputError, match="its certificate is not trusted"),
         answered(stranger),
         open_http(stranger) as http,
     ):

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import httpx
 import pytest
 
 from deploy.cli import run
 from deploy.fleet.bundle import build_bundle
-from deploy.fleet.connection import Connection
+from deploy.fleet.connection import Connection, answered
 from deploy.fleet.remote import FlowerRun, Remote
 from deploy.fleet.submit import (
     Follower,
@@ -344,6 +345,7 @@ def test_a_file_that_came_short_is_not_kept(case: Case) -> None:
         (["submit", "nothing.toml", "--server", "127.0.0.1:1", "--insecure"], "no such file"),
         (["submit", "CONFIG", "--server", "127.0.0.1:1"], "--ca FILE is missing"),
         (["submit", "CONFIG", "--server", "10.0.0.1:1", "--insecure"], "is not this machine"),
+        (["status", "--server", "a..b:1", "--insecure"], "'a..b:1' is not HOST:PORT"),
         (["submit", "FOLDER", "--resume"], "was not submitted"),
         (["submit", "FOLDER", "--resume", "-s", "seed=1"], "-s does not go with --resume"),
         (["status", "--server", "127.0.0.1:1", "--credentials", "nowhere"], "no such folder"),
@@ -361,6 +363,42 @@ def test_mistakes_are_told_in_a_line(
     error = capsys.readouterr().err
     assert told in error
     assert error.count("\n") == 1
+
+
+CERTIFICATE = (
+    "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: Hostname mismatch (_ssl.c:1006)"
+)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "told"),
+    [
+        (401, InputError, "token is missing or wrong; give the server's operator.token by --token"),
+        (403, InputError, "token is missing or wrong"),
+        (500, ServerError, "answered 500: it broke$"),
+        (httpx.ConnectError("[Errno 111] refused"), ServerError, r"does not answer: .* refused$"),
+        (httpx.ReadTimeout(""), ServerError, "does not answer: ReadTimeout$"),
+        (httpx.ConnectError(CERTIFICATE), InputError, r"not trusted \(Hostname mismatch\); give"),
+        (httpx.InvalidURL("Invalid IDNA hostname"), InputError, "is no address: Invalid IDNA"),
+        (ValueError("no\nprotobuf"), ServerError, "is no Wildflower server: no protobuf$"),
+    ],
+)
+def test_what_goes_wrong_on_the_way_is_told_by_what_can_be_done(
+    fault: int | Exception, kind: type[WildflowerError], told: str
+) -> None:
+    def serve(_: httpx.Request) -> httpx.Response:
+        if isinstance(fault, Exception):
+            raise fault
+        return httpx.Response(fault, text="it\nbroke")
+
+    with (
+        pytest.raises(kind, match=f"example:8000: .*{told}") as error,
+        answered(Connection("example:8000", None)),
+        httpx.Client(transport=httpx.MockTransport(serve)) as far,
+    ):
+        far.get("http://example/").raise_for_status()
+    assert type(error.value) is kind
+    assert "\n" not in str(error.value)
 
 
 def test_a_server_that_is_not_there_is_told_in_a_line(

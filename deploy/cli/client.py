@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared_models.errors import InputError, one_line
+from deploy.fleet.hosts import parse_hosts
+from shared_models.errors import InputError
 
 if TYPE_CHECKING:
     from deploy.fleet.client import Device
     from deploy.fleet.connection import Connection
 
-_MOST_CLIENTS = 100_000
 _LARGEST_ID = 2**31 - 1
 _LONGEST_NAME = 100
 
@@ -141,31 +140,7 @@ def hosted(client_id: int | None, hosts: str | None) -> tuple[int, ...]:
         raise InputError("expected one of --client-id N (a device) and --hosts 0-99 (a gateway)")
     if client_id is not None:
         return (client_id,)
-    told = f"--hosts {one_line(str(hosts), 60)}"
-    ids: list[int] = []
-    for part in str(hosts).split(","):
-        own = _range(told, part)
-        if len(ids) + len(own) > _MOST_CLIENTS:
-            raise InputError(f"{told}: more than {_MOST_CLIENTS:,} clients; use more gateways")
-        ids.extend(own)
-    if len(set(ids)) < len(ids):
-        raise InputError(f"{told}: names a client twice")
-    return tuple(sorted(ids))
-
-
-def _range(told: str, part: str) -> range:
-    found = re.fullmatch(r"\s*(\d{1,100})(?:-(\d{1,100}))?\s*", part, re.ASCII)
-    if not found:
-        part = one_line(part, 60)
-        raise InputError(f"{told}: {part!r} is not a client id or a range like 0-99")
-    first, last = int(found[1]), int(found[2] or found[1])
-    if last < first:
-        raise InputError(f"{told}: {part!r} is not a range from small to large")
-    if last - first >= _MOST_CLIENTS:  # such a range may have no length that a machine can tell
-        raise InputError(f"{told}: more than {_MOST_CLIENTS:,} clients; use more gateways")
-    if last > _LARGEST_ID:
-        raise InputError(f"{told}: client ids go up to {_LARGEST_ID}")
-    return range(first, last + 1)
+    return parse_hosts(str(hosts))
 
 
 def _access(

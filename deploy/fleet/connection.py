@@ -73,10 +73,18 @@ def parse_address(server: str) -> tuple[str, int]:
         host, port = server, str(DEFAULT_PORT)
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     brackets = bare != host
-    valid = bare and not set(bare) & set("/@?# []") and (":" in bare) == brackets
+    valid = _is_name(bare) and not set(bare) & set("/@?# []") and (":" in bare) == brackets
     if not valid or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
         raise InputError(f"--server {server!r} is not HOST:PORT (for example 192.168.1.10:8000)")
     return bare, int(port)
+
+
+def _is_name(host: str) -> bool:
+    """Whether a name can be looked up: none of its parts is empty, or too long."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def join_address(host: str, port: int) -> str:
@@ -140,15 +148,24 @@ def open_http(connection: Connection, timeout: float = 30.0) -> httpx.Client:
 
 @contextlib.contextmanager
 def answered(connection: Connection) -> Iterator[None]:
-    """Turns what can go wrong on the way into a `ServerError` that says it in one line."""
+    """Turns what goes wrong on the way into our own errors, by what a person can do about it.
+
+    `InputError` where the address, the certificate or the token is not right, `ServerError` where
+    the server does not answer, or refuses.
+    """
     import httpx
 
+    where = connection.address
     try:
         yield
     except httpx.HTTPStatusError as error:
-        raise ServerError(f"{connection.address}: {_refusal(error.response)}") from None
+        raise _refusal(where, error.response) from None
     except httpx.TransportError as error:
-        raise ServerError(f"{connection.address}: {_unreachable(error)}") from None
+        raise _unreachable(where, str(error) or type(error).__name__) from None
+    except httpx.InvalidURL as error:
+        raise InputError(f"--server {where}: is no address: {one_line(str(error))}") from None
+    except ValueError as error:  # what Flower's client makes of bytes that are no answer
+        raise ServerError(f"{where}: is no Wildflower server: {one_line(str(error))}") from None
 
 
 class _TokenSender:
@@ -162,16 +179,22 @@ class _TokenSender:
         return call_next(context)
 
 
-def _refusal(response: httpx.Response) -> str:
-    if response.status_code == 401:
-        return "the operator's token is missing or wrong; copy operator.token of the server"
+def _refusal(where: str, response: httpx.Response) -> InputError | ServerError:
+    if response.status_code in (401, 403):
+        return InputError(
+            f"{where}: the operator's token is missing or wrong; give the server's operator.token "
+            "by --token"
+        )
     response.read()
-    return f"HTTP {response.status_code}: {one_line(response.text)}"
+    told = one_line(response.text) or response.reason_phrase
+    return ServerError(f"{where}: answered {response.status_code}: {told}")
 
 
-def _unreachable(error: httpx.TransportError) -> str:
-    text = str(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        reason = text.partition("certificate verify failed:")[2] or text
-        return f"its certificate is not trusted: {one_line(reason)}"
-    return f"does not answer: {one_line(text) or type(error).__name__}"
+def _unreachable(where: str, told: str) -> InputError | ServerError:
+    if "CERTIFICATE_VERIFY_FAILED" not in told:
+        return ServerError(f"{where}: does not answer: {one_line(told)}")
+    why = told.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or told
+    return InputError(
+        f"{where}: its certificate is not trusted ({one_line(why)}); give the server's ca.pem by "
+        "--ca, and an address that is in its certificate"
+    )

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import httpx
-
 from deploy.fleet.bundle import build_bundle
-from deploy.fleet.connection import Connection, open_control, open_http
-from shared_models.errors import InputError, ServerError, one_line
+from deploy.fleet.connection import Connection, answered, open_control, open_http
+from shared_models.errors import ServerError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    import httpx
     from flwr.proto.run_pb2 import Run
 
 _FINISHED = "finished"
@@ -63,7 +62,7 @@ class Remote:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        with talking(self.connection):
+        with answered(self.connection):
             self._control = open_control(self.connection)
             self._stack.callback(self._control.close)
             self._http = self._stack.enter_context(open_http(self.connection))
@@ -93,7 +92,7 @@ class Remote:
             fab=fab_to_proto(fab),
             override_config=user_config_to_proto({**settings, "resume": resume}),
         )
-        with talking(self.connection):
+        with answered(self.connection):
             answer = self._control.StartRun(request)
         if not answer.HasField("run_id"):
             raise ServerError(f"{self.connection.address}: did not start the run; see its log")
@@ -107,7 +106,7 @@ class Remote:
         """Returns all of Flower's runs, the oldest first."""
         from flwr.proto.control_pb2 import ListRunsRequest
 
-        with talking(self.connection):
+        with answered(self.connection):
             found = self._control.ListRuns(ListRunsRequest()).run_dict.values()
         return sorted(map(_flower_run, found), key=lambda run: (run.began, run.id))
 
@@ -115,14 +114,14 @@ class Remote:
         """Stops one of Flower's runs; its folder stays as it is."""
         from flwr.proto.control_pb2 import StopRunRequest
 
-        with talking(self.connection):
+        with answered(self.connection):
             self._control.StopRun(StopRunRequest(run_id=number))
 
     def logs(self, number: int) -> Iterator[str]:
         """Yields what the run's ServerApp said, as it comes, until the run is over."""
         from flwr.proto.control_pb2 import StreamLogsRequest
 
-        with talking(self.connection):
+        with answered(self.connection):
             request = StreamLogsRequest(run_id=number, after_timestamp=0.0)
             for answer in self._control.StreamLogs(request):
                 yield answer.log_output
@@ -131,7 +130,7 @@ class Remote:
         """Returns the SuperNodes that are registered."""
         from flwr.proto.control_pb2 import ListNodesRequest
 
-        with talking(self.connection):
+        with answered(self.connection):
             found = self._control.ListNodes(ListNodesRequest()).nodes_info
         return [Node(node.node_id, node.status) for node in found]
 
@@ -156,7 +155,7 @@ class Remote:
     def _get(
         self, path: str, headers: Mapping[str, str] | None = None, missing: tuple[int, ...] = ()
     ) -> httpx.Response:
-        with talking(self.connection):
+        with answered(self.connection):
             answer = self._http.get(f"/v1/wildflower/{path}", headers=headers)
             if answer.status_code not in missing:
                 answer.raise_for_status()
@@ -173,30 +172,3 @@ def _flower_run(told: Run) -> FlowerRun:
         told.status.details,
         told.pending_at,
     )
-
-
-@contextlib.contextmanager
-def talking(connection: Connection) -> Iterator[None]:
-    """Turns what goes wrong on the way into our own errors, by what a person can do about it."""
-    where = connection.address
-    try:
-        yield
-    except httpx.HTTPStatusError as error:
-        code = error.response.status_code
-        if code in (401, 403):
-            raise InputError(
-                f"{where}: refuses the token; give the server's operator.token by --token"
-            ) from None
-        told = one_line(error.response.text) or error.response.reason_phrase
-        raise ServerError(f"{where}: answered {code}: {told}") from None
-    except httpx.TransportError as error:
-        told = one_line(str(error)) or type(error).__name__
-        if "CERTIFICATE_VERIFY_FAILED" in told:
-            why = told.partition("CERTIFICATE_VERIFY_FAILED] ")[2].partition(" (_ssl")[0]
-            raise InputError(
-                f"{where}: its certificate cannot be trusted ({why}); give the server's ca.pem "
-                "by --ca, and an address that is in its certificate"
-            ) from None
-        raise ServerError(f"{where}: does not answer: {told}") from None
-    except ValueError as error:  # what Flower's client makes of bytes that are no answer
-        raise ServerError(f"{where}: is no Wildflower server: {one_line(str(error))}") from None
