@@ -9,7 +9,6 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
 
 import httpx
 import pytest
@@ -17,7 +16,7 @@ import pytest
 from deploy.cli import run
 from deploy.fleet.bundle import build_bundle
 from deploy.fleet.connection import Connection, answered
-from deploy.fleet.remote import FlowerRun, Remote
+from deploy.fleet.remote import FlowerRun
 from deploy.fleet.submit import (
     Follower,
     Pace,
@@ -224,15 +223,14 @@ class Case:
 
     def follow(self, *script: str, offset: int = 0) -> list[str]:
         self.remote.script = iter(script)
-        far = cast(Remote, self.remote)
-        Follower(far, self.folder, self.told.append, offset=offset, pace=QUICK).follow()
+        Follower(self.remote, self.folder, self.told.append, offset=offset, pace=QUICK).follow()
         return [event.text for event in self.told if isinstance(event, Notice)]
 
 
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     remote, folder = NearBy(tmp_path / "state"), tmp_path / "here"
-    submit(cast(Remote, remote), config_of(), "digits-1", folder)
+    submit(remote, config_of(), "digits-1", folder)
     return Case(remote, folder, [])
 
 
@@ -289,7 +287,7 @@ def test_resume_goes_on_with_what_failed_and_passes_over_what_it_told(case: Case
     log(STARTED)
     log.end(Ended("failed", "1", "none of 10 clients"))
     case.remote.script = iter(["killed"])
-    offset = resume(cast(Remote, case.remote), case.folder)
+    offset = resume(case.remote, case.folder)
     assert case.remote.started == [False, True]
     log(BlockFinished("train", 2, 4))
     case.follow("done", offset=offset)
@@ -298,7 +296,7 @@ def test_resume_goes_on_with_what_failed_and_passes_over_what_it_told(case: Case
 
 def test_resume_follows_what_still_runs(case: Case) -> None:
     case.remote.log(case.run)(STARTED)
-    assert resume(cast(Remote, case.remote), case.folder) == 0
+    assert resume(case.remote, case.folder) == 0
     assert case.remote.started == [False]
 
 
@@ -309,7 +307,7 @@ def test_a_run_that_is_at_work_is_taken_up_and_not_started_twice(case: Case) -> 
         FlowerRun(6, case.run, "running", "", "", ""),
         FlowerRun(7, "another", "running", "", "", ""),
     ]
-    resume(cast(Remote, case.remote), case.folder)
+    resume(case.remote, case.folder)
     assert case.remote.started == [False]
     assert read_submission(case.folder).flower_run == 6
 
@@ -321,7 +319,7 @@ def test_what_a_person_needs_comes_home_and_nothing_else(case: Case) -> None:
         path = there / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(name)
-    bring_home(cast(Remote, case.remote), case.folder)
+    bring_home(case.remote, case.folder)
     home = {path.relative_to(case.folder).as_posix() for path in case.folder.rglob("*.*")}
     assert home == {*wanted, "summary.json", "config.toml", "submission.json"}
 
@@ -334,7 +332,7 @@ def test_a_file_that_came_short_is_not_kept(case: Case) -> None:
 
     (case.remote.state / case.run / "model.safetensors").write_text("weights")
     with pytest.raises(ServerError, match=r"model.safetensors came as 6 of 7 bytes"):
-        bring_home(cast(Remote, Short(case.remote.state)), case.folder)
+        bring_home(Short(case.remote.state), case.folder)
     assert not (case.folder / "model.safetensors").exists()
 
 

@@ -10,10 +10,10 @@ import re
 import secrets
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from server.event_log import EVENTS, Ended, read_event
 from server.events import Event, Notice, Observer, RoundFinished
@@ -24,7 +24,8 @@ from shared_models.tasks import load_task
 from shared_models.tasks.own import file_of, is_own
 
 if TYPE_CHECKING:
-    from deploy.fleet.remote import FlowerRun, Remote
+    from deploy.fleet.connection import Connection
+    from deploy.fleet.remote import FlowerRun
 
 SUBMISSION = "submission.json"
 _MOST_AGAIN = 10
@@ -61,6 +62,29 @@ class Submission:
         write_json(folder / SUBMISSION, asdict(self))
 
 
+class Runs(Protocol):
+    """A server's runs: what `Remote` is here, which says what raises what."""
+
+    @property
+    def connection(self) -> Connection:
+        """Where the server is."""
+
+    def start(self, run: str, config: str, *, resume: bool, own: Path | None = None) -> int:
+        """Starts a run, or goes on with it; returns the number that Flower gives it."""
+
+    def flower_run(self, number: int) -> FlowerRun | None:
+        """Returns one of Flower's runs; None when the server does not know it."""
+
+    def flower_runs(self) -> list[FlowerRun]:
+        """Returns all of Flower's runs, the oldest first."""
+
+    def files(self, run: str) -> Mapping[str, int]:
+        """Returns the sizes of the files that can be read of a run."""
+
+    def read(self, run: str, path: str, offset: int = 0) -> bytes:
+        """Returns a file of a run from an offset on; nothing where there is no such byte."""
+
+
 def read_submission(folder: Path) -> Submission:
     """Returns what was submitted into this folder; `InputError` when nothing was."""
     try:
@@ -79,7 +103,7 @@ def new_run_id(name: str) -> str:
     return f"{name[:60]}-{secrets.token_hex(4)}"
 
 
-def submit(remote: Remote, config: Config, run: str, folder: Path) -> Submission:
+def submit(remote: Runs, config: Config, run: str, folder: Path) -> Submission:
     """Starts a run on the server and makes its folder here."""
     text = to_toml(config)
     submission = Submission(remote.connection.address, run, 0)
@@ -92,7 +116,7 @@ def submit(remote: Remote, config: Config, run: str, folder: Path) -> Submission
     return _started(remote, submission, text, folder, resume=False)
 
 
-def submit_again(remote: Remote, submission: Submission, folder: Path) -> Submission:
+def submit_again(remote: Runs, submission: Submission, folder: Path) -> Submission:
     """Has the server go on with a run; returns it with the number of Flower's new run.
 
     One that is at work already, as when an answer was lost, is taken up.
@@ -107,7 +131,7 @@ def submit_again(remote: Remote, submission: Submission, folder: Path) -> Submis
 
 
 def _started(
-    remote: Remote, submission: Submission, config: str, folder: Path, *, resume: bool
+    remote: Runs, submission: Submission, config: str, folder: Path, *, resume: bool
 ) -> Submission:
     task = tomllib.loads(config)["task"]
     own = folder / file_of(task) if is_own(task) else None
@@ -126,7 +150,7 @@ class Follower:
 
     def __init__(
         self,
-        remote: Remote,
+        remote: Runs,
         folder: Path,
         observe: Observer,
         *,
@@ -237,7 +261,7 @@ class _Final(ServerError):
     """It is over; waiting does not help."""
 
 
-def resume(remote: Remote, folder: Path) -> int:
+def resume(remote: Runs, folder: Path) -> int:
     """Has a run go on unless it is at work, or done; returns from which byte of its events on.
 
     What it told before is passed over where it is started again.
@@ -253,7 +277,7 @@ def resume(remote: Remote, folder: Path) -> int:
     return len(told)
 
 
-def bring_home(remote: Remote, folder: Path) -> None:
+def bring_home(remote: Runs, folder: Path) -> None:
     """Copies what a person needs of a run that is done, each file whole or not at all."""
     run = read_submission(folder).run
     files = {path: size for path, size in remote.files(run).items() if _WANTED.fullmatch(path)}
