@@ -21,6 +21,8 @@ import grpc
 import httpx
 import psutil
 import pytest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import ExecutionSpec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.cli import run
@@ -38,6 +40,7 @@ from deploy.fleet.home import ServerHome, create_home
 from deploy.fleet.node_keys import make_node_key
 from deploy.fleet.registry import add_client, describe_clients, remove_client
 from deploy.fleet.run_files import GrowingFile, run_file
+from deploy.fleet.superexec import Launcher
 from deploy.fleet.superlink import Doors
 from shared_models.client_states import FILE_NAME
 from shared_models.errors import InputError, ServerError
@@ -147,6 +150,117 @@ def test_only_who_has_the_token_controls_the_server(server: Server) -> None:
     with open_control(server.connection()) as control:
         names = [node.name for node in control.ListNodes(ListNodesRequest()).nodes_info]
     assert "alice" in names
+
+
+def acquire_task(server: Server, secret: bytes | None) -> Any:
+    """Asks Flower's Runtime API for a task, from this machine, as SuperExec does."""
+    from flwr.proto.runtime_pb2 import AcquireTaskRequest
+    from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+    from flwr.supercore.interceptors.http.superexec_auth import SuperExecAuthHttpInterceptor
+    from flwr.supercore.runtime.runtime_http_client import RuntimeHttpClient
+
+    interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name="SuperExec")]
+    if secret is not None:
+        methods = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+        interceptors += [
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=methods)
+        ]
+    client = RuntimeHttpClient.from_server_address(
+        server_address=f"127.0.0.1:{server.port}",
+        insecure=False,
+        root_certificates=server.home.ca.read_bytes(),
+        interceptors=interceptors,
+    )
+    with contextlib.closing(client):
+        return client.AcquireTask(AcquireTaskRequest(supported_task_types=["flwr-serverapp"]))
+
+
+def test_another_user_of_the_server_s_machine_is_given_no_task(server: Server) -> None:
+    for secret in (None, b"wrong"):
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            acquire_task(server, secret)
+    assert server.home.superexec_secret.stat().st_mode & 0o777 == 0o600
+    answer = acquire_task(server, server.home.superexec_secret.read_bytes())
+    assert not answer.HasField("task")  # there is none, but it would have been given
+
+
+@contextlib.contextmanager
+def launching(folder: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> Iterator[Launcher]:
+    """Yields what starts `code` in the place of ServerApps, which end with the test."""
+    app = folder / "flwr-serverapp"
+    app.write_text(f"#!{sys.executable}\n{code}")
+    app.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    launcher = Launcher(folder / "flower")
+    before = psutil.Process().children()
+    try:
+        yield launcher
+    finally:
+        for own in set(psutil.Process().children()) - set(before):
+            own.kill()
+            own.wait(10)
+        launcher.reconcile()
+
+
+def app_with(token: str) -> ExecutionSpec:
+    return ExecutionSpec(
+        task_type=TaskType.SERVER_APP,
+        runtime_api_address="127.0.0.1:1",
+        token=token,
+        insecure=False,
+        root_certificates_path="ca.pem",
+        runtime_dependency_install=False,
+        parent_pid=os.getpid(),
+        suppress_output=True,
+        task_id=1,
+    )
+
+
+APP_THAT_TELLS = """
+import sys, time
+from pathlib import Path
+from flwr.common.args import try_obtain_flwr_app_token
+from flwr.superlink.cli.flwr_serverapp import _parse_args_run_flwr_serverapp
+token = try_obtain_flwr_app_token(_parse_args_run_flwr_serverapp().parse_args())
+half = Path(__file__).with_name("half")
+half.write_text(" ".join([token, "by", *sys.argv]))
+half.rename(half.with_name("told"))
+time.sleep(60)
+"""
+
+
+def test_an_app_s_token_is_on_no_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with launching(tmp_path, monkeypatch, APP_THAT_TELLS) as launcher:
+        assert launcher.launch(app_with("abc123")).status == "accepted"
+        wait_for((tmp_path / "told").exists)
+    read, _, line = (tmp_path / "told").read_text().partition(" by ")
+    assert read == "abc123"
+    assert "--root-certificates ca.pem" in line
+    assert "abc123" not in line
+
+
+def test_old_bundles_go_when_an_app_starts_and_no_other_is_at_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.fleet.superexec.BUNDLES_BYTES", 1500)
+    monkeypatch.setattr("deploy.fleet.superexec._TIDY_S", 0.0)
+    apps = tmp_path / "flower" / "apps"
+
+    def add(name: str, age_s: float) -> None:
+        (apps / name).mkdir(parents=True)
+        (apps / name / "app.py").write_bytes(b"x" * 1000)
+        os.utime(apps / name, (time.time() - age_s,) * 2)
+
+    add("old", 20)
+    add("new", 10)
+    with launching(tmp_path, monkeypatch, "import time; time.sleep(60)") as launcher:
+        launcher.launch(app_with("first"))
+        assert [path.name for path in apps.iterdir()] == ["new"]
+        add("newer", 0)
+        launcher.launch(app_with("second"))  # the first may read from what is old now
+        assert sorted(path.name for path in apps.iterdir()) == ["new", "newer"]
 
 
 def test_a_client_that_was_added_before_the_start_is_registered(server: Server) -> None:
@@ -263,6 +377,9 @@ def test_no_secret_was_told(server: Server) -> None:
     assert "PRIVATE KEY" not in told
     for path in server.home.path.glob("*.key"):
         assert path.read_text().splitlines()[1] not in told
+    secret = server.home.superexec_secret.read_bytes()
+    assert secret not in server.home.log.read_bytes()
+    assert secret.hex() not in told
     environment = psutil.Process(server.superlink()).environ()
     assert environment["WILDFLOWER_STATE"] == str(server.home.path)
     assert read_token(server.home.token_file) not in environment.values()
@@ -278,6 +395,70 @@ def test_a_superlink_that_is_killed_comes_back_with_what_it_knew(server: Server)
     assert [row["node_id"] for row in describe_clients(server.home)] == [alice]
     assert "the SuperLink ended (SIGKILL); it is started anew in 1 s" in server.output.read_text()
     assert before not in of_state(server.home)
+
+
+def superexecs(home: ServerHome) -> set[int]:
+    """Returns which SuperExecs run for a state folder."""
+    found = set()
+    for pid in of_state(home):
+        with contextlib.suppress(psutil.Error):
+            if "deploy.fleet.superexec" in psutil.Process(pid).cmdline():
+                found.add(pid)
+    return found
+
+
+@pytest.mark.slow
+def test_a_superexec_that_is_killed_comes_back_and_the_superlink_with_it(server: Server) -> None:
+    wait_for(lambda: len(superexecs(server.home)) == 1)
+    (killed,) = superexecs(server.home)
+    before = server.superlink()
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: server.superlink() not in (None, before))
+    wait_for(lambda: len(superexecs(server.home)) == 1)
+    assert "the SuperExec ended (SIGKILL); it is started anew in" in server.output.read_text()
+    assert not {killed, before} & of_state(server.home)
+
+
+@pytest.mark.slow
+def test_a_renewed_certificate_is_shown_without_a_restart_by_hand(home: ServerHome) -> None:
+    def shown(port: int) -> bytes:
+        context = ssl.create_default_context(cafile=home.ca)
+        with (
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as wrapped,
+        ):
+            return wrapped.getpeercert(binary_form=True) or b""
+
+    with started(home) as server:
+        before, pid = shown(server.port), server.superlink()
+        home.certificate.write_text("half")
+        wait_for(lambda: "that was there before is kept" in server.output.read_text())
+        assert (shown(server.port), server.superlink()) == (before, pid)
+        assert run(["server", "init", "--state", str(home.path), "--renew"]) == 0
+        wait_for(lambda: server.superlink() not in (None, pid))
+        assert shown(server.port) != before
+        assert "its certificate was renewed; it is started anew in 1 s" in (
+            server.output.read_text()
+        )
+
+
+@pytest.mark.slow
+def test_it_listens_on_ipv6_too(home: ServerHome) -> None:
+    if not socket.has_ipv6:
+        pytest.skip("no IPv6 here")
+    with started(home, "--host", "::") as server:
+        assert "listening on https://[::]:" in server.output.read_text()
+
+
+def test_a_state_that_is_a_file_is_told_as_such(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (file := tmp_path / "state").touch()
+    for command in (["init"], ["init", "--renew"], ["start"], ["list-clients"]):
+        told = refused("server", *command, "--state", str(file))
+        assert told.startswith(f"error: --state {file}: it is a file; "), command
+    told = refused("server", "init", "--state", str(file / "below"))
+    assert told.startswith(f"error: --state {file / 'below'}: {file} is a file; ")
 
 
 @pytest.fixture

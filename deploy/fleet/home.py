@@ -7,9 +7,10 @@
     clients/<NAME>.pub     the public keys of the devices: the truth about who may connect
     server.json            the names init was given and, while the server runs, its pid, host, port
     superlink.db .log      Flower's state, and what Flower says
+    superexec.secret       with it Flower's processes know each other; another at each start
     runs/<id>/             the run folders
 
-The folder is 0700, keys and the token are 0600.
+The folder is 0700; keys, the token and the secret are 0600.
 """
 
 from __future__ import annotations
@@ -106,12 +107,18 @@ class ServerHome:
         return self.path / "flower"
 
     @property
+    def superexec_secret(self) -> Path:
+        """What the SuperLink knows its SuperExec by."""
+        return self.path / "superexec.secret"
+
+    @property
     def notes(self) -> Path:
         """`server.json`."""
         return self.path / "server.json"
 
     def require(self) -> None:
         """Raises `InputError` unless `wildflower server init` made this folder."""
+        require_folder(self.path)
         if not self.notes.is_file():
             raise InputError(
                 f"{self.path}: no server here; make one first: "
@@ -139,8 +146,8 @@ class ServerHome:
 
     def connection(self, running: Running) -> Connection:
         """Returns how this machine reaches the server that runs here."""
-        wildcard = running.host in ("0.0.0.0", "::")  # noqa: S104  compared, not bound
-        host = "127.0.0.1" if wildcard else running.host
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  looked up, not bound
+        host = loopback.get(running.host, running.host)
         if running.insecure and not is_loopback(host):
             raise InputError(f"{self.notes}: --insecure on {host}, which is not this machine")
         ca = None if running.insecure else self.ca
@@ -151,12 +158,13 @@ def create_home(home: ServerHome, names: Sequence[str], days: int) -> None:
     """Makes the CA, the server's certificate and the operator's token; never over old ones."""
     from deploy.fleet.certificates import make_authority, make_certificate
 
+    require_folder(home.path)
     if home.notes.exists():
         raise InputError(
             f"{home.path}: a server was made here already; add --renew for a new certificate "
             "under the same CA, or choose another --state"
         )
-    if home.path.exists() and (not home.path.is_dir() or any(home.path.iterdir())):
+    if home.path.exists() and any(home.path.iterdir()):
         raise InputError(f"{home.path}: is not an empty folder; choose another --state")
     authority = make_authority()
     server = make_certificate(authority, [*ALWAYS, *names], days)  # or no names, and no folder
@@ -186,6 +194,16 @@ def renew_certificate(home: ServerHome, names: Sequence[str], days: int) -> list
     write_public(home.certificate, server.certificate)
     write_json(home.notes, {**_read(home.notes), "names": kept})
     return kept
+
+
+def require_folder(path: Path) -> None:
+    """Raises `InputError` when a file is where a state folder is, or is to be made."""
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise InputError(
+                f"--state {path}: {'it' if place == path else place} is a file; --state is the "
+                "folder that `wildflower server init` makes"
+            )
 
 
 def write_secret(path: Path, content: bytes) -> None:

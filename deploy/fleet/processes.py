@@ -21,8 +21,8 @@ _PR_SET_CHILD_SUBREAPER = 36
 def adopt_orphans() -> None:
     """Makes this process the parent of descendants whose own parent dies (Linux).
 
-    Flower starts SuperExec in a session of its own; this way it is found all the same. Elsewhere
-    orphans end by themselves: Flower's processes watch their parent.
+    What a ServerApp started and left is found this way. Elsewhere orphans end by themselves:
+    Flower's processes watch their parent.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -49,6 +49,14 @@ def end_with_parent(parent: int) -> None:
         time.sleep(0.3)
     end_descendants(grace_s=3)
     os._exit(1)
+
+
+def has_children(pid: int) -> bool:
+    """Whether a process started others that are still there."""
+    try:
+        return any(_runs(child) for child in psutil.Process(pid).children())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def reap() -> dict[int, int]:

@@ -1,4 +1,7 @@
-"""A server that stays up: starts the SuperLink, and anew when it dies; ends all that it began.
+"""A server that stays up: starts Flower's processes, and anew when one dies; ends all it began.
+
+They are the SuperLink and the SuperExec, which starts the ServerApps of runs. The two share a
+secret: without it whoever can reach the Runtime API from this machine could take a run for himself.
 
 The process that runs this holds a lock on the state folder, adopts what its children leave behind
 and never ends before them. If it is killed itself, they notice and end (`superlink.end_with_parent`
@@ -10,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,11 +24,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.fleet.certificates import belong_together, covers, expiry
-from deploy.fleet.connection import answered, is_loopback, join_address, open_control, open_http
+from deploy.fleet.connection import (
+    Connection,
+    answered,
+    is_loopback,
+    join_address,
+    open_control,
+    open_http,
+)
 from deploy.fleet.disk import bound_log
 from deploy.fleet.environment import flower_environment
-from deploy.fleet.home import Running, ServerHome
-from deploy.fleet.processes import adopt_orphans, end_descendants, reap
+from deploy.fleet.home import Running, ServerHome, write_secret
+from deploy.fleet.processes import adopt_orphans, end_descendants, has_children, reap
 from deploy.fleet.registry import Change, client_names, reconcile, retired
 from deploy.fleet.stopping import Stop, stop_on_signals
 from deploy.fleet.superlink import STATE_VARIABLE
@@ -36,6 +47,7 @@ STOP_S = 10.0
 _LONGEST_BACKOFF_S = 30.0
 _STABLE_S = 60.0
 _WARN_DAYS = 30
+_RENEWED = "the SuperLink ends, as its certificate was renewed"
 
 Say = Callable[[str], None]
 
@@ -120,7 +132,7 @@ def require_free(host: str, port: int) -> None:
 
 
 class _Supervisor:
-    """One SuperLink after the other, until it is stopped."""
+    """One SuperLink and SuperExec after the other, until it is stopped."""
 
     def __init__(self, home: ServerHome, listen: Listen, say: Say, stop: Stop) -> None:
         self._home = home
@@ -129,61 +141,83 @@ class _Supervisor:
         self._stop = stop
         self._running = Running(os.getpid(), listen.host, listen.port, listen.insecure)
         self._connection = home.connection(self._running)
+        self._shown = 0  # when the certificate that the SuperLink shows was written
 
     def run(self) -> None:
         """Returns when it was asked to stop."""
+        write_secret(self._home.superexec_secret, secrets.token_bytes(32))
         backoff = 1.0
         first = True
         while not self._stop.within(0):
             begun = time.monotonic()
             self._note(self._running)
-            process = _start(self._home, self._listen)
-            code = self._watch(process, first=first)
-            if code is None:
+            why = self._watch(first=first)
+            if why is None:
                 return
             first = False
-            end_descendants(grace_s=2)  # what it left: SuperExec, ServerApps
+            end_descendants(grace_s=2)  # what is left: SuperLink or SuperExec, and ServerApps
             reap()
-            backoff = 1.0 if time.monotonic() - begun > _STABLE_S else backoff
-            self._say(f"the SuperLink ended ({_ending(code)}); it is started anew in {backoff:g} s")
+            backoff = 1.0 if time.monotonic() - begun > _STABLE_S or why == _RENEWED else backoff
+            self._say(f"{why}; it is started anew in {backoff:g} s")
             self._stop.within(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF_S)
 
-    def _watch(self, process: subprocess.Popen[bytes], *, first: bool) -> int | None:
-        """Returns the exit code when the SuperLink ends, None when the server is to stop."""
+    def _watch(self, *, first: bool) -> str | None:
+        """Runs Flower's two processes; returns why they end, None when the server is to stop."""
+        self._shown = _changed(self._home.certificate)
+        superlink = _popen(self._home, "superlink", _superlink_options(self._home, self._listen))
+        processes = {"SuperLink": superlink}
         deadline = time.monotonic() + START_S
-        answers = False
-        while not self._stop.within(0.1 if not answers else 0.5):
-            code = process.returncode = reap().get(process.pid)
-            if code is not None and first and not answers:
-                raise ServerError(f"the SuperLink ended ({_ending(code)}): {_last(self._home.log)}")
-            if code is not None:
-                return code
-            if not answers and (answers := self._answers()):
-                self._begin(process.pid)
-            if not answers and time.monotonic() > deadline:
-                process.kill()
+        while not self._stop.within(0.5 if len(processes) == 2 else 0.1):
+            if (ended := _ended(processes)) is not None:
+                if first and len(processes) == 1:
+                    raise ServerError(f"{ended}: {_last(self._home.log)}")
+                return ended
+            if len(processes) == 1 and self._answers():
+                processes["SuperExec"] = self._begin(superlink.pid)
+            if len(processes) == 1 and time.monotonic() > deadline:
+                superlink.kill()
+            if len(processes) == 2 and self._is_renewed(processes["SuperExec"].pid):
+                return _RENEWED
             bound_log(self._home.log)
         return None
 
+    def _is_renewed(self, superexec: int) -> bool:
+        """Whether there is another certificate than the one shown, and nobody is at work."""
+        changed = _changed(self._home.certificate)
+        if self._listen.insecure or changed == self._shown or has_children(superexec):
+            return False
+        self._shown = changed
+        try:
+            check(self._home, self._listen)
+        except InputError as error:
+            self._say(f"the certificate that was there before is kept: {error}")
+            return False
+        return True
+
     def _answers(self) -> bool:
         with (
-            contextlib.suppress(ServerError),
+            contextlib.suppress(WildflowerError),
             answered(self._connection),
             open_http(self._connection, timeout=5) as http,
         ):
             return bool(http.get("/health").status_code == 200)
         return False
 
-    def _begin(self, pid: int) -> None:
+    def _begin(self, pid: int) -> subprocess.Popen[bytes]:
+        """Starts the SuperExec of a SuperLink that answers, and says that the server is up."""
         if not self._listen.insecure:
             self._reconcile()  # who is told that the server is up finds its clients registered
+        superexec = _popen(
+            self._home, "superexec", _superexec_options(self._home, self._connection)
+        )
         self._note(replace(self._running, superlink_pid=pid))
         scheme = "http" if self._listen.insecure else "https"
         where = f"{scheme}://{join_address(self._listen.host, self._listen.port)}"
         known = len(client_names(self._home))
         clients = "1 client" if known == 1 else f"{known} clients"
         self._say(f"listening on {where} (SuperLink {pid}), {clients} known")
+        return superexec
 
     def _note(self, running: Running) -> None:
         try:
@@ -207,12 +241,11 @@ class _Supervisor:
             self._say(f"client {name!r}: {retired(name)}")
 
 
-def _start(home: ServerHome, listen: Listen) -> subprocess.Popen[bytes]:
+def _popen(home: ServerHome, module: str, options: list[str]) -> subprocess.Popen[bytes]:
     # Of its own session: a Ctrl-C in the terminal is for us to pass on, in the right order.
-    command = [sys.executable, "-P", "-m", "deploy.fleet.superlink", *_options(home, listen)]
     with _open_log(home.log) as log:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-P", "-m", f"deploy.fleet.{module}", *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -222,8 +255,21 @@ def _start(home: ServerHome, listen: Listen) -> subprocess.Popen[bytes]:
         )
 
 
-def _options(home: ServerHome, listen: Listen) -> list[str]:
-    options = ["--host", listen.host, "--port", str(listen.port), "--isolation", "subprocess"]
+def _superexec_options(home: ServerHome, connection: Connection) -> list[str]:
+    options = ["--runtime-api-address", connection.address, *_secret_of(home)]
+    if connection.ca is None:
+        return [*options, "--insecure"]
+    return [*options, "--root-certificates", str(connection.ca)]
+
+
+def _secret_of(home: ServerHome) -> list[str]:
+    return ["--superexec-auth-secret-file", str(home.superexec_secret)]
+
+
+def _superlink_options(home: ServerHome, listen: Listen) -> list[str]:
+    options = ["--host", listen.host, "--port", str(listen.port)]
+    # Flower heeds the secret in this mode only, in which SuperExec is for us to start.
+    options += ["--isolation", "process", *_secret_of(home)]
     options += ["--database", str(home.database), "--disable-runtime-dependency-installation"]
     if listen.health_port is not None:
         options += ["--health-server-address", f"127.0.0.1:{listen.health_port}"]
@@ -286,6 +332,24 @@ def _open_log(path: Path) -> Iterator[int]:
 def _last(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return f"{one_line(lines[-1]) if lines else 'it said nothing'} (see {log})"
+
+
+def _ended(processes: dict[str, subprocess.Popen[bytes]]) -> str | None:
+    """Returns which of the processes ended, and how; None while all run."""
+    codes = reap()
+    ended = {name: codes.get(process.pid) for name, process in processes.items()}
+    for name, process in processes.items():
+        process.returncode = ended[name]
+    told = (
+        f"the {name} ended ({_ending(code)})" for name, code in ended.items() if code is not None
+    )
+    return next(told, None)
+
+
+def _changed(path: Path) -> int:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns
+    return 0
 
 
 def _ending(code: int) -> str:
