@@ -22,14 +22,13 @@ import numpy as np
 import tomli_w
 import typer
 
+from benchmarks.command import result_path, told_in_a_line
 from benchmarks.learning import Curve, Kept, learn_all, open_kept
 from benchmarks.text import markdown
 from shared_models.config import Config, parse_config
 from shared_models.datasets.load import load_dataset
-from shared_models.errors import WildflowerError
 from shared_models.randomness import generator
 
-RESULTS = Path(__file__).parent / "results"
 LAST = 5  # rounds whose mean accuracy is told
 LAST_TUNING = 20  # rounds are noisy: a choice should not hang on five of them
 HELD_OUT = 6000
@@ -261,13 +260,10 @@ def main(
     Example: python -m benchmarks.algorithms --out benchmarks/results/algorithms.json
     """
     setting, numbers = Setting(rounds=rounds), range(1, seeds + 1)
-    path = out or RESULTS / f"{time.strftime('%Y-%m-%d')}-algorithms.json"
-    try:
+    path = result_path(out, "algorithms")
+    with told_in_a_line():
         kept = open_kept(path, asdict(setting))
         kept = _tested(setting, _tuned(setting, kept, processes), numbers, processes)
-    except WildflowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     rows = summary(kept.curves, numbers)
     kept.write(date=time.strftime("%Y-%m-%d"), rows=rows)
     print(json.dumps(rows, indent=2) if as_json else f"{table(rows)}\n\n{path}")

@@ -21,13 +21,12 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.command import result_path, told_in_a_line
 from benchmarks.learning import Curve, Kept, learn_all, open_kept
 from benchmarks.plot import INK, save
 from benchmarks.text import markdown
 from shared_models.config import Config, parse_config
-from shared_models.errors import WildflowerError
 
-RESULTS = Path(__file__).parent / "results"
 LAST = 5  # rounds whose mean accuracy is told
 CLEAN = "mean, nobody attacks"
 
@@ -191,12 +190,9 @@ def main(
     Example: python -m benchmarks.attack --plot docs/images/attack.svg
     """
     setting = Setting(rounds=rounds)
-    path = out or RESULTS / f"{time.strftime('%Y-%m-%d')}-attack.json"
-    try:
+    path = result_path(out, "attack")
+    with told_in_a_line():
         kept = _measure(setting, path, processes)
-    except WildflowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     rows = summary(kept.curves)
     kept.write(date=time.strftime("%Y-%m-%d"), rows=rows)
     if plot is not None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import result_path, told_in_a_line
 from benchmarks.machine import machine, slug
 from benchmarks.simulation import Result, describe, measure
 from benchmarks.summary import (
@@ -31,7 +32,6 @@ from benchmarks.workloads import WORKLOADS, find_workload
 from shared_models.errors import WildflowerError
 from shared_models.files import write_json
 
-RESULTS = Path(__file__).parent / "results"
 SIDE_BY_SIDE = (OURS[0], "floor", "pfl", "flower")
 
 
@@ -106,16 +106,13 @@ def main(
 
     Example: python -m benchmarks.compare --workloads W1-100,W2 --systems wildflower,floor
     """
-    path = out or RESULTS / f"{time.strftime('%Y-%m-%d')}-{slug()}.json"
-    try:
+    path = result_path(out, slug())
+    with told_in_a_line():
         chosen, others = workloads.split(","), systems.split(",")
         for name in chosen:
             find_workload(name)
         for name in others:
             find_system(name)
-    except WildflowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     todo = list(turns(chosen, others, repeat))
     results, failed = _measure_all(todo, rounds, tuple(changes or ()), path)
     rows = medians(results)

@@ -23,7 +23,7 @@ import tomli_w
 import torch
 import typer
 
-from benchmarks.compare import RESULTS
+from benchmarks.command import result_path, told_in_a_line
 from benchmarks.machine import machine, slug
 from benchmarks.text import markdown
 from clients.host import open_host
@@ -34,7 +34,7 @@ from server.sampling import draw_clients
 from shared_models.arrays import load_arrays
 from shared_models.config import Config, parse_config
 from shared_models.config.faults import FAULT_KINDS
-from shared_models.errors import InputError, WildflowerError, did_you_mean
+from shared_models.errors import InputError, did_you_mean
 from shared_models.faults import fault_of
 from shared_models.files import write_json
 
@@ -227,16 +227,13 @@ def main(
 
     Example: python -m benchmarks.faults --task mnist-cnn -s data.name=mnist5k
     """
-    path = out or RESULTS / f"{time.strftime('%Y-%m-%d')}-faults-{task}-{aggregator}-{slug()}.json"
-    try:
+    path = result_path(out, f"faults-{task}-{aggregator}-{slug()}")
+    with told_in_a_line():
         setup = replace(_find_setup(task), aggregator=aggregator, rate=rate)
         setup = setup if rounds is None else replace(setup, rounds=rounds)
         found = [
             survive(setup.config(kind, changes or ()), kind) for kind in (CLEAN, *kinds.split(","))
         ]
-    except WildflowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     clean, *runs = found
     told = report(setup, clean, runs)
     write_json(path, told)

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.command import told_in_a_line
 from benchmarks.machine import machine
 from benchmarks.systems import ENVIRONMENT
 from shared_models.errors import WildflowerError
@@ -176,11 +177,8 @@ def main(
 
     Example: python -m benchmarks.fleet --json
     """
-    try:
+    with told_in_a_line():
         found = told({"cold": round_seconds(cold, rounds), "warm": round_seconds(warm, rounds)})
-    except WildflowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     if as_json:
         print(json.dumps(found, indent=2))
     else:

@@ -7,7 +7,6 @@ the peak memory (PSS) of the whole process tree.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import tomli_w
 import typer
 
+from benchmarks.command import told_in_a_line
 from benchmarks.machine import machine
 from benchmarks.process_tree import watch
 from benchmarks.systems import ENVIRONMENT, wildflower_command
@@ -104,11 +104,8 @@ def main(
     Example: python -m benchmarks.memory --engine inline
     """
     crowd = Crowd(task=task, rounds=rounds)
-    try:
+    with told_in_a_line():
         result = told(peaks(crowd, engine), crowd, engine)
-    except WildflowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     if as_json:
         print(json.dumps(result, indent=2))
     else:

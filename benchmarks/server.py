@@ -11,7 +11,6 @@ import functools
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 import typer
 
+from benchmarks.command import told_in_a_line
 from benchmarks.machine import machine
 from benchmarks.text import markdown, three_figures
 from benchmarks.workloads import BATCH_SIZE, LEARNING_RATE, SEED, STAGE, WORKLOADS
@@ -335,13 +335,10 @@ def main(
     Example: python -m benchmarks.server --device cuda --json
     """
     torch.set_num_threads(1)  # as the server does
-    try:
+    with told_in_a_line():
         chosen = pick_device(device, "--device")
         wanted = training if training is not None else chosen != HOST
         told = measure(Asked(chosen, repeat, wanted, compiled, tiny))
-    except WildflowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     print(json.dumps(told, indent=2) if as_json else describe(told))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from benchmarks.command import told_in_a_line
 from benchmarks.machine import machine
 from benchmarks.systems import SYSTEMS, Asked, Ran, run_system
 from benchmarks.text import three_figures
@@ -21,7 +21,6 @@ from benchmarks.workloads import WORKLOADS, Workload, data_of, find_workload
 from server.evaluation import make_evaluator
 from shared_models.arrays import Arrays
 from shared_models.datasets.load import load_task_data
-from shared_models.errors import WildflowerError
 from shared_models.tasks import load_task
 
 
@@ -120,13 +119,10 @@ def main(
 
     Example: python -m benchmarks.simulation --workload W1-100 --system floor --json
     """
-    try:
+    with told_in_a_line():
         chosen = find_workload(workload)
         asked = Asked(chosen, rounds or chosen.rounds_of(system), tuple(changes or ()))
         result = measure(system, asked)
-    except WildflowerError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None
     print(json.dumps(asdict(result), indent=2) if as_json else describe(result))
 
 
