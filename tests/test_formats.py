@@ -19,7 +19,7 @@ from deploy.edge.metadata import KEY, read_metadata
 from deploy.edge.quiet import quietly
 from deploy.edge.runtimes import is_installed, open_model, runtimes_for
 from deploy.export.formats import FORMATS, choose, export, objection
-from deploy.export.formats.fused import FLOAT16, FLOAT32, INT8, Weights, write_fused
+from deploy.export.formats.fused import Store, as_float16, as_float32, as_int8, write_fused
 from deploy.export.formats.graph import unpack
 from deploy.export.formats.metadata import fill_in, reserve
 from deploy.export.formats.recurrent import UnknownStructureError, recognise
@@ -119,8 +119,8 @@ def device(content: bytes) -> Device:
     return Device(interpreter)
 
 
-def fused(model: nn.Module, x: NDArray[Any], weights: Weights = FLOAT32) -> bytes:
-    return write_fused(recognise(model), x.shape[1:], weights)
+def fused(model: nn.Module, x: NDArray[Any], store: Store = as_float32) -> bytes:
+    return write_fused(recognise(model), x.shape[1:], store)
 
 
 SHAPES = [
@@ -142,12 +142,12 @@ def test_the_fused_writer_computes_what_torch_does(shape: Shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES[2:4] + SHAPES[5:], ids=str)
-@pytest.mark.parametrize("weights", [FLOAT16, INT8], ids=["fp16", "int8"])
-def test_smaller_weights_stay_near(shape: Shape, weights: Weights) -> None:
+@pytest.mark.parametrize("store", [as_float16, as_int8], ids=["fp16", "int8"])
+def test_smaller_weights_stay_near(shape: Shape, store: Store) -> None:
     model, x = randomised(Chain(shape)), inputs(shape, count=20)
     expected = torch_says(model, x)
-    gap = np.abs(device(fused(model, x, weights)).all(x) - expected).max() / np.ptp(expected)
-    assert gap < (0.01 if weights is FLOAT16 else 0.15)
+    gap = np.abs(device(fused(model, x, store)).all(x) - expected).max() / np.ptp(expected)
+    assert gap < (0.01 if store is as_float16 else 0.15)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

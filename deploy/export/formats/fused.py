@@ -1,13 +1,18 @@
 """Recurrent classifiers as TFLite with one fused operator a layer.
 
-A converter unrolls an LSTM over time: large and slow. `UNIDIRECTIONAL_SEQUENCE_LSTM` takes the
-whole sequence. Its state is kept in variables: `reset_all_variables` begins a new sequence.
+A converter unrolls an LSTM over time: large, and slow to load. `UNIDIRECTIONAL_SEQUENCE_LSTM` takes
+the whole sequence. Its state is kept in variables: `reset_all_variables` begins a new sequence.
+
+Smaller weights are turned into float32 once, when the file is first run. The operator takes int8
+weights as they are too, and then quantizes every state: that was two to four times as slow on both
+runtimes, and less exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,55 +25,48 @@ from shared_models.errors import ExportError
 _RELU, _TANH = 1, 4  # of schema.ActivationFunctionType
 _GATES = 4  # input, forget, cell, output: the same order in torch and in TFLite
 
-
-@dataclass(frozen=True)
-class Weights:
-    """How weights are stored, and the versions of the operators that take them so."""
-
-    store: Callable[[Graph, NDArray[np.float32]], int]
-    lstm_version: int = 1
-    dense_version: int = 1
+Store: TypeAlias = Callable[[Graph, NDArray[np.float32]], int]
+"""Adds weights to a graph and returns the tensor that has them in float32."""
 
 
-def write_fused(model: Recurrent, shape: Sequence[int], weights: Weights) -> bytes:
+def write_fused(model: Recurrent, shape: Sequence[int], store: Store) -> bytes:
     """Returns a file for one sequence of `shape`: `(time,)` tokens or `(time, channels)` floats."""
-    graph = Graph()
-    time = shape[0]
+    graph, time = Graph(), shape[0]
+    writing = _Writing(graph, store, time)
     is_tokens = model.embedding is not None
     x = entry = graph.activation((1, *shape), np.int32 if is_tokens else np.float32)
     if model.embedding is not None:
-        x = _embed(graph, model.embedding, x, time)
+        x = _embed(writing, model.embedding, x)
     for lstm in model.lstms:
         for layer in range(lstm.num_layers):
-            x = _lstm(_Step(graph, weights, time), lstm, layer, x)
-    x = _last(graph, x, time, model.lstms[-1].hidden_size)
+            x = _lstm(writing, lstm, layer, x)
+    x = _last(writing, x, model.lstms[-1].hidden_size)
     for dense in model.dense:
-        x = _dense(graph, weights, dense, x)
+        x = _dense(writing, dense, x)
     return graph.to_bytes({"input": entry}, {"logits": x})
 
 
-def _embed(graph: Graph, embedding: nn.Embedding, tokens: int, time: int) -> int:
-    """The table stays float32: it is small beside the LSTM, and its values are looked up only."""
-    table = graph.constant(_numbers(embedding.weight))
-    out = graph.activation((1, time, embedding.embedding_dim))
-    return graph.apply(Operator("GATHER", 1, "GatherOptions"), [table, tokens], out)
-
-
 @dataclass(frozen=True)
-class _Step:
+class _Writing:
     graph: Graph
-    weights: Weights
+    store: Store
     time: int
 
 
-def _lstm(step: _Step, lstm: nn.LSTM, layer: int, x: int) -> int:
-    graph, width = step.graph, lstm.hidden_size
+def _embed(writing: _Writing, embedding: nn.Embedding, tokens: int) -> int:
+    table = writing.store(writing.graph, _numbers(embedding.weight))
+    out = writing.graph.activation((1, writing.time, embedding.embedding_dim))
+    return writing.graph.apply(Operator("GATHER", 1, "GatherOptions"), [table, tokens], out)
+
+
+def _lstm(writing: _Writing, lstm: nn.LSTM, layer: int, x: int) -> int:
+    graph, width = writing.graph, lstm.hidden_size
 
     def gates(name: str) -> list[NDArray[np.float32]]:
         return np.split(_numbers(getattr(lstm, f"{name}_l{layer}")), _GATES)
 
     def stored(name: str) -> list[int]:
-        return [step.weights.store(graph, part) for part in gates(name)]
+        return [writing.store(graph, part) for part in gates(name)]
 
     bias = [np.zeros(width, np.float32)] * _GATES
     if lstm.bias:  # torch has two of them that are only ever added
@@ -84,15 +82,16 @@ def _lstm(step: _Step, lstm: nn.LSTM, layer: int, x: int) -> int:
     ]
     operator = Operator(
         "UNIDIRECTIONAL_SEQUENCE_LSTM",
-        step.weights.lstm_version,
+        1,
         "UnidirectionalSequenceLSTMOptions",
         (("fusedActivationFunction", _TANH), ("timeMajor", False)),
     )
-    return graph.apply(operator, inputs, graph.activation((1, step.time, width)))
+    return graph.apply(operator, inputs, graph.activation((1, writing.time, width)))
 
 
-def _last(graph: Graph, states: int, time: int, width: int) -> int:
+def _last(writing: _Writing, states: int, width: int) -> int:
     """Cuts the last of the states `(1, time, width)` out."""
+    graph, time = writing.graph, writing.time
     bounds = ([0, time - 1, 0], [1, time, width], [1, 1, 1])
     begin, end, strides = (graph.constant(np.array(bound, np.int32)) for bound in bounds)
     whole_axes, time_axis = 0b101, 0b010
@@ -101,14 +100,12 @@ def _last(graph: Graph, states: int, time: int, width: int) -> int:
     return graph.apply(operator, [states, begin, end, strides], graph.activation((1, width)))
 
 
-def _dense(graph: Graph, weights: Weights, dense: Dense, x: int) -> int:
-    layer = dense.layer
+def _dense(writing: _Writing, dense: Dense, x: int) -> int:
+    graph, layer = writing.graph, dense.layer
     bias = np.zeros(layer.out_features, np.float32) if layer.bias is None else _numbers(layer.bias)
-    inputs = [x, weights.store(graph, _numbers(layer.weight)), graph.constant(bias)]
+    inputs = [x, writing.store(graph, _numbers(layer.weight)), graph.constant(bias)]
     activation = (("fusedActivationFunction", _RELU if dense.relu else 0),)
-    operator = Operator(
-        "FULLY_CONNECTED", weights.dense_version, "FullyConnectedOptions", activation
-    )
+    operator = Operator("FULLY_CONNECTED", 1, "FullyConnectedOptions", activation)
     return graph.apply(operator, inputs, graph.activation((1, layer.out_features)))
 
 
@@ -119,23 +116,20 @@ def _numbers(values: Tensor) -> NDArray[np.float32]:
     return numbers
 
 
-def _as_float32(graph: Graph, values: NDArray[np.float32]) -> int:
+def as_float32(graph: Graph, values: NDArray[np.float32]) -> int:
+    """Stores weights as they are."""
     return graph.constant(values)
 
 
-def _as_float16(graph: Graph, values: NDArray[np.float32]) -> int:
+def as_float16(graph: Graph, values: NDArray[np.float32]) -> int:
+    """Stores weights in half the bytes."""
     limit = np.finfo(np.float16).max
     half = graph.constant(np.clip(values, -limit, limit).astype(np.float16))
     return graph.apply(Operator("DEQUANTIZE", 3), [half], graph.activation(values.shape))
 
 
-def _as_int8(graph: Graph, values: NDArray[np.float32]) -> int:
-    """One scale a tensor: a scale a channel is silently wrong on tflite-runtime 2.14."""
+def as_int8(graph: Graph, values: NDArray[np.float32]) -> int:
+    """Stores weights in a quarter of the bytes, with one scale a tensor."""
     scale = float(np.abs(values).max()) / 127 or 1.0
-    steps = np.clip(np.round(values / scale), -127, 127).astype(np.int8)
-    return graph.constant(steps, scale)
-
-
-FLOAT32 = Weights(_as_float32)
-FLOAT16 = Weights(_as_float16)
-INT8 = Weights(_as_int8, lstm_version=2, dense_version=3)
+    steps = graph.constant(np.round(values / scale).astype(np.int8), scale)
+    return graph.apply(Operator("DEQUANTIZE", 2), [steps], graph.activation(values.shape))

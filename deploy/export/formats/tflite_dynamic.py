@@ -1,17 +1,21 @@
-"""TFLite with int8 weights; the runtime quantizes activations by the range of each input."""
+"""TFLite with int8 weights.
+
+Of dense layers and convolutions the runtime quantizes the activations too, by the range of each
+input; recurrent layers compute in float32.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.export.formats.fused import INT8
+from deploy.export.formats.fused import as_int8
 from deploy.export.formats.source import Made, Source
 from deploy.export.formats.tflite_fp32 import write_if_fused
 
 
 def write(source: Source, path: Path) -> Made:
     """Writes int8 weights; floats go in and out, and nothing is calibrated."""
-    reason = write_if_fused(source, INT8, path)
+    reason = write_if_fused(source, as_int8, path)
     if reason is not None:
         _quantize(source, path)
     return Made("int8 weights", reason or "")

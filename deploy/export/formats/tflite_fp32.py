@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from deploy.export.formats.fused import FLOAT32, Weights, write_fused
+from deploy.export.formats.fused import Store, as_float32, write_fused
 from deploy.export.formats.recurrent import UnknownStructureError, is_recurrent, recognise
 from deploy.export.formats.source import Made, Source
 
 
 def write(source: Source, path: Path) -> Made:
     """Writes the weights as they are."""
-    reason = write_if_fused(source, FLOAT32, path)
+    reason = write_if_fused(source, as_float32, path)
     if reason is not None:
         from deploy.export.formats.converted import convert
 
@@ -20,7 +20,7 @@ def write(source: Source, path: Path) -> Made:
     return Made("none", reason or "")
 
 
-def write_if_fused(source: Source, weights: Weights, path: Path) -> str | None:
+def write_if_fused(source: Source, store: Store, path: Path) -> str | None:
     """Writes a recurrent model with fused operators and returns None, or returns why not.
 
     There is nothing to tell of a model that is not recurrent.
@@ -31,5 +31,5 @@ def write_if_fused(source: Source, weights: Weights, path: Path) -> str | None:
         model = recognise(source.model)
     except UnknownStructureError as error:
         return f"unrolled over time, large and slow: no fused writer for it: {error}"
-    path.write_bytes(write_fused(model, source.shape, weights))
+    path.write_bytes(write_fused(model, source.shape, store))
     return None

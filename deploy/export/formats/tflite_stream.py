@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.export.formats.fused import FLOAT32, INT8, Weights, write_fused
+from deploy.export.formats.fused import Store, as_float32, as_int8, write_fused
 from deploy.export.formats.recurrent import recognise
 from deploy.export.formats.source import Made, Source
 
 
 def write_fp32(source: Source, path: Path) -> Made:
     """Writes the weights as they are."""
-    return _write(source, FLOAT32, path, "none")
+    return _write(source, as_float32, path, "none")
 
 
 def write_dynamic(source: Source, path: Path) -> Made:
     """Writes int8 weights; the state stays float32."""
-    return _write(source, INT8, path, "int8 weights")
+    return _write(source, as_int8, path, "int8 weights")
 
 
-def _write(source: Source, weights: Weights, path: Path, quantization: str) -> Made:
+def _write(source: Source, store: Store, path: Path, quantization: str) -> Made:
     step = (1, *source.shape[1:])
-    path.write_bytes(write_fused(recognise(source.model), step, weights))
+    path.write_bytes(write_fused(recognise(source.model), step, store))
     return Made(quantization, "one time step an invocation; its state stays until it is reset")
