@@ -62,11 +62,21 @@ def read_own(hosting: Hosting) -> Split:
             raise InputError(
                 f"--data {hosting.data}: {ids} have examples of shapes {shapes[0]} and {shape}"
             )
-    return Split(
-        np.concatenate([np.asarray(split.x) for split in splits]),
-        np.concatenate([split.y for split in splits]),
-        np.repeat(hosting.client_ids, [len(split) for split in splits]),
-    )
+    owners = np.repeat(hosting.client_ids, [len(split) for split in splits])
+    x, y = [np.asarray(split.x) for split in splits], [split.y for split in splits]
+    splits.clear()
+    return Split(_joined(x), _joined(y), owners)
+
+
+def _joined(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Joins arrays and empties the list, so that a gateway's examples are in memory but once."""
+    whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), np.result_type(*parts))
+    end = len(whole)
+    while parts:
+        part = parts.pop()
+        whole[end - len(part) : end] = part
+        end -= len(part)
+    return whole
 
 
 def _of_clients(split: Split, hosting: Hosting) -> Split:
@@ -78,6 +88,8 @@ def _of_clients(split: Split, hosting: Hosting) -> Split:
     own = np.isin(split.client_id, hosting.client_ids)
     if missing := sorted(set(hosting.client_ids) - set(split.client_id[own].tolist())):
         raise InputError(f"--data {hosting.data}: has no examples of client {missing[0]}")
+    if own.all():
+        return split
     return Split(np.asarray(split.x[own]), split.y[own], split.client_id[own])
 
 
@@ -150,8 +162,9 @@ def _of_tables(path: Path, files: Sequence[Path]) -> Split:
     tables = [_table(file) for file in files]
     if len({x.shape[1] for x, _ in tables}) > 1:
         raise InputError(f"{path}: its files differ in their number of columns")
-    x, y = (np.concatenate(parts) for parts in zip(*tables, strict=True))
-    return check_split(str(path), x, y)
+    x, y = [own for own, _ in tables], [own for _, own in tables]
+    tables.clear()
+    return check_split(str(path), _joined(x), _joined(y))
 
 
 def _table(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -182,25 +195,35 @@ def _csv(path: Path) -> dict[str, Any]:
     if len(rows) < 2:
         raise InputError(f"{path}: has no rows below its header")
     header = rows[0][1]
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise InputError(f"{path}: names column {twice[0]!r} twice")
+    _require_once(path, header)
     for number, row in rows:
         if len(row) != len(header):
             raise InputError(f"{path}: line {number} has {len(row)} values, not {len(header)}")
     return dict(zip(header, zip(*(row for _, row in rows[1:]), strict=True), strict=True))
 
 
+def _require_once(path: Path, header: Sequence[str]) -> None:
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise InputError(f"{path}: names column {twice[0]!r} twice")
+
+
 def _parquet(path: Path) -> dict[str, Any]:
     try:
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
-        raise InputError(f"{path}: to read Parquet, `pip install pyarrow`") from None
+        raise InputError(
+            f"{path}: to read Parquet, `pip install pyarrow`, or Wildflower with [parquet]"
+        ) from None
     try:
-        table = pq.read_table(path)
+        with pq.ParquetFile(path) as file:  # no more than the file: `a=1` in a path is no column
+            table = file.read()
     except MemoryError:
         raise
     except Exception as error:  # a damaged file raises anything
         raise InputError(f"{path}: not a Parquet file: {one_line(str(error))}") from None
+    _require_once(path, table.column_names)
+    if not table.num_rows:
+        raise InputError(f"{path}: has no rows")
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 

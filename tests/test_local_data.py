@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import struct
-from importlib.util import find_spec
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from clients.hosting import Hosting
 from clients.local_data import opened_by
 from shared_models.config import parse_config
 from shared_models.errors import InputError
-from tests.conftest import DIGITS
+from tests.conftest import DIGITS, ROOT
 
 DIGITS_CONFIG = parse_config(DIGITS, "test")
 WATCH_CONFIG = parse_config(
@@ -186,26 +189,91 @@ def test_a_table_in_no_text_is_refused(tmp_path: Path) -> None:
         hello_of(tmp_path / "t.csv")
 
 
-def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
-    pa = pytest.importorskip("pyarrow", reason="needs pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
-    x = np.random.default_rng(0).random((100, 6)).astype(np.float32)
-    columns = {"label": [4] * 100, **{f"p{k}": x[:, k] for k in range(6)}}
-    pq.write_table(pa.table(columns), tmp_path / "w.parquet")
-    data = owned(tmp_path / "w.parquet", config=WATCH_CONFIG)
-    assert data.y.tolist() == [4]
-    np.savez(tmp_path / "w.npz", x=x[None], y=[4])
-    np.testing.assert_array_equal(data.x, owned(tmp_path / "w.npz", config=WATCH_CONFIG).x)
-    (tmp_path / "w.parquet").write_bytes(b"PAR1 broken")
-    with pytest.raises(InputError, match=r"w\.parquet: not a Parquet file"):
-        hello_of(tmp_path / "w.parquet")
+def write_parquet(path: Path, x: Any, y: Any) -> None:
+    columns = {"label": y, **{f"p{k}": column for k, column in enumerate(np.transpose(x))}}
+    parquet.write_table(pa.table(columns), path)
 
 
-@pytest.mark.skipif(find_spec("pyarrow") is not None, reason="pyarrow is there")
-def test_without_pyarrow_parquet_names_what_is_missing(tmp_path: Path) -> None:
+def test_a_folder_of_parquet_files_is_read_as_one_of_csv_files_is(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).random((2, 100, 6)).astype(np.float32)
+    for kind, write in ((".csv", write_csv), (".parquet", write_parquet)):
+        folder = tmp_path / f"y=3{kind}"
+        folder.mkdir()
+        for place, name in enumerate("ba"):
+            write(folder / f"{name}{kind}", x[place], [place] * 100)
+    as_csv, as_parquet = (
+        owned(tmp_path / f"y=3{kind}", config=WATCH_CONFIG) for kind in (".csv", ".parquet")
+    )
+    assert as_parquet.y.tolist() == as_csv.y.tolist() == [1, 0]
+    np.testing.assert_array_equal(as_parquet.x, as_csv.x)
+
+
+@pytest.mark.parametrize(
+    ("columns", "reason"),
+    [
+        ({"label": [], "a": []}, "has no rows"),
+        ({"a": [1.0], "b": [2.0]}, r"has no column 'label' or 'y' \(found: a, b\)"),
+        ({"label": [1], "a": ["red"]}, "not a table of numbers: .*'red'"),
+        ({"label": [1], "a": [None]}, "'x' holds NaN or infinite values"),
+        ({"label": [None, 1], "a": [1.0, 2.0]}, "column 'label' must hold whole numbers"),
+    ],
+)
+def test_a_parquet_file_that_is_unfit_is_refused_with_its_name(
+    tmp_path: Path, columns: dict[str, list[object]], reason: str
+) -> None:
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=rf"t\.parquet: {reason}"):
+        hello_of(tmp_path / "t.parquet", config=WATCH_CONFIG)
+
+
+def test_a_parquet_file_that_names_a_column_twice_or_is_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    twice = pa.Table.from_arrays([pa.array([1]), pa.array([2]), pa.array([3])], ["y", "a", "a"])
+    parquet.write_table(twice, path)
+    with pytest.raises(InputError, match=r"t\.parquet: names column 'a' twice"):
+        hello_of(path)
+    path.write_bytes(b"PAR1 broken")
+    with pytest.raises(InputError, match=r"t\.parquet: not a Parquet file"):
+        hello_of(path)
+
+
+def test_without_pyarrow_parquet_names_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     (tmp_path / "w.parquet").touch()
     with pytest.raises(InputError, match=r"w\.parquet: to read Parquet, `pip install pyarrow`"):
         hello_of(tmp_path / "w.parquet")
+
+
+READ = """
+import resource, sys
+from clients.hosting import Hosting
+from clients.local_data import read_own
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before = peak_mb()
+split = read_own(Hosting(sys.argv[1], tuple(range(16))))
+print(split.x.nbytes / 2**20, peak_mb() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in KB on Linux")
+@pytest.mark.parametrize("name", ["{client}.npz", "all.npz"])
+def test_a_gateway_s_examples_are_in_memory_but_once(tmp_path: Path, name: str) -> None:
+    x, y = np.ones((16, 64, 8192)), np.zeros((16, 64), int)  # 4 MB a client
+    for client_id in range(16):
+        np.savez(tmp_path / f"{client_id}.npz", x=x[client_id], y=y[client_id])
+    owners = np.repeat(range(16), 64)
+    np.savez(tmp_path / "all.npz", x=x.reshape(-1, 8192), y=y.ravel(), client_id=owners)
+    command = [sys.executable, "-W", "ignore", "-c", READ, str(tmp_path / name)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    size, grew = map(float, told.stdout.split())
+    assert size == 64
+    assert grew < 1.5 * size
 
 
 def test_a_function_of_the_user_s_gives_each_client_its_own(
