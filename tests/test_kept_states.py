@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from flwr.app import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clients.answers import answer, forget
 from clients.host import Host
@@ -18,17 +22,22 @@ from clients.kept_states import MOST_RUNS, with_kept, without_kept
 from clients.local_data import opened_by
 from clients.warm.packing import pack, unpack
 from deploy.cli import run
+from server.checkpoints import checkpoint_files
 from server.run_folder import RunFolder
 from shared_models.arrays import digest
-from shared_models.client_states import ClientStates
-from shared_models.config import Config, to_toml
+from shared_models.client_states import FILE_NAME, ClientStates
+from shared_models.config import Config, parse_config, to_toml
 from shared_models.errors import CheckpointError, InputError, UpdateError
 from shared_models.files import sha256_of
 from shared_models.messages import BlockRequest, Kept
 from shared_models.partial import ClientState, Partial, Row
 from shared_models.verbs import TRAIN_BLOCK
+from tests.conftest import DIGITS
 from tests.fleet_in_memory import PostOffice, fleet, train
+from tests.fleet_processes import running_fleet, wait_for_training
 from tests.in_memory import config_of
+from tests.test_fleet_client import wait_for
+from tests.test_fleet_server import WILDFLOWER
 
 SCAFFOLD = "stages.train.objective=scaffold"
 CHOICES = [SCAFFOLD, "stages.train.objective=ditto", "stages.train.personal=['head.']"]
@@ -68,6 +77,20 @@ def keeping_fleet(config: Config, folder: Path) -> PostOffice:
 TWO = {71: tuple(range(0, 12, 2)), 72: tuple(range(1, 12, 2))}
 
 
+TWO_STAGES = (
+    DIGITS.replace("rounds = 4", 'rounds = 3\nobjective = "scaffold"')
+    + """
+[[stages]]
+name = "second"
+kind = "train"
+rounds = 1
+clients_per_round = 9
+local_learning_rate = 0.05
+objective = "scaffold"
+"""
+)
+
+
 def kept(folder: Path, name: str = "run") -> dict[int, str]:
     """Returns a digest of each client's newest state on the two devices."""
     found: dict[int, ClientState] = {}
@@ -96,16 +119,34 @@ def go_back(folder: RunFolder, rounds: int) -> None:
             path.unlink()
 
 
+# Some of a cohort crash or send what is refused; below the quorum another cohort is asked.
+FAULTY = ("faults.crash=0.2", "faults.nan=0.1", "stages.train.min_clients=7")
+AGAIN = ("stages.train.max_attempts=20", "evaluate.clients_fraction=0.5")
+
+
 @pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("more", [(), (*FAULTY, *AGAIN)])
 def test_a_fleets_run_is_replayed_bit_for_bit_with_the_states_of_its_devices(
-    choice: str, tmp_path: Path
+    choice: str, more: tuple[str, ...], tmp_path: Path
 ) -> None:
-    config = config_of(choice, NINE)
+    config = config_of(choice, NINE, *more)
     folder, _ = train(config, keeping_fleet(config, tmp_path), tmp_path / "run")
     out, manifest = tmp_path / "replay", str(folder.manifest_file)
     assert run(["simulate", "--plan", manifest, "--out", str(out)]) == 0
     assert sha256_of(out / "model.safetensors") == sha256_of(folder.model_file)
-    assert kept(tmp_path) == of_simulation(RunFolder(out)) != {}
+    told = [record.clients_eval for record in folder.records()]
+    assert told == [record.clients_eval for record in RunFolder(out).records()]
+    assert not more or max(record.attempts for record in folder.records()) > 1
+    assert since(folder) == since(RunFolder(out))
+    counted = {client_id for client_id, number in since(folder).items() if number}
+    assert counted <= kept(tmp_path).keys()
+    if not more:  # else some have kept what did not count
+        assert kept(tmp_path) == of_simulation(RunFolder(out)) != {}
+
+
+def since(folder: RunFolder) -> dict[int, int]:
+    with ClientStates(folder.client_states_file, ["train"]) as states:
+        return states.newest("train", 99, range(12))
 
 
 def test_nothing_of_a_state_is_at_the_server(tmp_path: Path) -> None:
@@ -143,6 +184,20 @@ def test_a_round_that_is_repeated_begins_from_the_states_that_it_began_from(
     again, _ = train(config, keeping_fleet(config, tmp_path / "b"), again.path, resume=True)
     assert sha256_of(again.model_file) == sha256_of(whole.model_file)
     assert kept(tmp_path / "a") == kept(tmp_path / "b") != {}
+
+
+def test_states_of_an_earlier_stage_stay_while_the_server_may_go_back_to_it(tmp_path: Path) -> None:
+    config = parse_config(TWO_STAGES, "test")
+    whole, _ = train(config, keeping_fleet(config, tmp_path / "a"), tmp_path / "a/run")
+    again, _ = train(config, keeping_fleet(config, tmp_path / "b"), tmp_path / "b/run")
+    assert len(checkpoint_files(again.checkpoints)) == 2
+    checkpoint_files(again.checkpoints)[-1].unlink()  # it was the second stage's only one
+    again, _ = train(config, keeping_fleet(config, tmp_path / "b"), again.path, resume=True)
+    assert sha256_of(again.model_file) == sha256_of(whole.model_file)
+    checkpoint_files(again.checkpoints)[-1].unlink()
+    checkpoint_files(again.checkpoints)[-1].unlink()
+    again, _ = train(config, keeping_fleet(config, tmp_path / "b"), again.path, resume=True)
+    assert sha256_of(again.model_file) == sha256_of(whole.model_file)
 
 
 def test_what_did_not_count_is_not_begun_from(tmp_path: Path) -> None:
@@ -191,6 +246,40 @@ def test_a_run_without_an_id_of_ours_cannot_be_kept_for(tmp_path: Path) -> None:
     config = config_of(SCAFFOLD)
     with pytest.raises(InputError, match="an id that only `wildflower submit` gives"):
         train(config, keeping_fleet(config, tmp_path), tmp_path / "run", run_id=None)
+
+
+@pytest.mark.slow
+def test_a_killed_superlink_and_killed_devices_cost_no_bit(tmp_path: Path) -> None:
+    settings = ("stages.train.rounds=5", "stages.train.local_epochs=15", SCAFFOLD)
+    with running_fleet(tmp_path) as fleet:
+        with (
+            fleet.device("zero", "0") as zero,
+            fleet.device("one", "1") as one,
+            fleet.submitted(*settings) as run,
+        ):
+            run.reach(1)
+            wait_for_training(zero)
+            fleet.kill_superlink()
+            run.reach(3, 300)
+            stop = (WILDFLOWER, "stop", str(run.home), *fleet.access)
+            subprocess.run(stop, check=True, capture_output=True)
+            assert run.end() == 1
+            for device in (zero, one):
+                device.process.kill()
+            wait_for(lambda: not zero.family() and not one.family(), 20)
+        with fleet.device("zero", "0"), fleet.device("one", "1"), fleet.resumed() as run:
+            run.complete(5)
+            assert [record["clients_aggregated"] for record in run.rounds()] == [2] * 5
+    again = tmp_path / "again"
+    replay = (WILDFLOWER, "simulate", "--plan", run.home / "manifest.json", "--out", again)
+    subprocess.run(replay, check=True, capture_output=True)
+    assert sha256_of(again / "model.safetensors") == sha256_of(run.home / "model.safetensors")
+    (kept_file,) = (tmp_path / "zero/state/client_states").iterdir()
+    with (
+        ClientStates(kept_file, ["train"]) as states,
+        ClientStates(again / FILE_NAME, ["train"]) as simulated,
+    ):
+        assert digests(states.load("train", 5, [0])) == digests(simulated.load("train", 5, [0]))
 
 
 STATE: ClientState = {"control": {"w": torch.ones(4)}}
@@ -293,3 +382,38 @@ def test_a_device_does_not_send_what_clients_keep_to_whoever_asks(tmp_path: Path
     with pytest.raises(UpdateError, match="does not leave this device"):
         without_kept(host_of(tmp_path), request, partial)
     assert without_kept(replace(host_of(tmp_path), keeping=None), request, partial) is partial
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.dictionaries(st.integers(0, 1), st.booleans(), min_size=1),  # asked: did it count?
+        st.integers(1, 3),  # the server is killed and goes back so many rounds, if it may
+    ),
+    min_size=8,
+    max_size=20,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(STEPS)
+def test_whatever_happens_a_client_begins_with_its_newest_state_that_counted(
+    steps: list[dict[int, bool] | int],
+) -> None:
+    counted: dict[int, list[int]] = {0: [0], 1: [0]}  # the server's view: rounds, by client
+    place = oldest = 0
+    with tempfile.TemporaryDirectory() as folder:
+        host = host_of(Path(folder), "keep_checkpoints=2")
+        for step in steps:
+            if isinstance(step, int):
+                place = max(place - step, oldest)
+                counted = {k: [r for r in own if r <= place] for k, own in counted.items()}
+                continue
+            place += 1
+            oldest = max(oldest, place - 3)
+            for client_id, counts in step.items():
+                since = counted[client_id][-1]
+                states = with_kept(host, asked(place, since, "r", client_id)).states
+                found = states[client_id]["control"]["w"][0].item() if since else 0
+                assert found == since
+                trained(host, place, since, "r", client_id)
+                counted[client_id] += [place] if counts else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared_models.errors import UpdateError
-from shared_models.messages import BlockRequest, Hello
+from shared_models.messages import BlockRequest, Hello, Kept
 from shared_models.partial import Partial, Row, Sum
 from shared_models.wire import (
     decode_arrays,
@@ -41,8 +42,27 @@ PARTIAL = Partial(
 
 
 def test_a_hello_survives() -> None:
-    hello = Hello((1, 5), (10, 20), True, "abc", {"torch": "2"})
+    hello = Hello((1, 5), (10, 20), True, "abc", {"torch": "2"}, keeps_states=True)
     assert decode_hello(encode_hello(hello)) == hello
+
+
+def test_the_hello_of_an_older_node_keeps_nothing() -> None:
+    content = encode_hello(Hello((1,), (10,), False, "abc", {}, keeps_states=True))
+    del content.config_records["hello"]["keeps_states"]
+    assert not decode_hello(content).keeps_states
+
+
+def test_what_nodes_keep_is_named_by_run_and_round() -> None:
+    kept = Kept("digits-1a2b", {4: 3, 7: 0})
+    request = BlockRequest("train", 4, 0, 1, (4, 7), ARRAYS, kept=kept)
+    assert decode_request(encode_request(request, encode_broadcast(request))).kept == kept
+    alone = replace(request, client_ids=(7,))
+    again = decode_request(encode_request(alone, encode_broadcast(alone)))
+    assert again.kept == Kept("digits-1a2b", {7: 0})
+    malformed = encode_request(request, encode_broadcast(request))
+    malformed.config_records["request"]["since"] = [3]
+    with pytest.raises(UpdateError, match="malformed message"):
+        decode_request(malformed)
 
 
 def test_a_request_survives() -> None:
