@@ -8,12 +8,13 @@ from typing import TypeAlias
 
 from flwr.app import RecordDict
 
+from clients.calibration import BlockCalibrator
 from clients.evaluation import BlockEvaluator
 from clients.host import Host, open_host
 from clients.kept_states import with_kept, without_kept
 from clients.training import BlockTrainer
 from shared_models.config import BUILTIN, Config, parse_config
-from shared_models.verbs import EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
+from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
 from shared_models.wire import decode_request, encode_hello, encode_partial
 
 OpenHost: TypeAlias = Callable[[Config], Host]
@@ -59,7 +60,18 @@ def _evaluate(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:
     return encode_partial(measure(with_kept(host, request), host.data_of))
 
 
-_ANSWERS = {HELLO: _hello, TRAIN_BLOCK: _train, EVALUATE_BLOCK: _evaluate}
+def _calibrate(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:
+    request = decode_request(content)
+    partial = _calibrator(config, open_, request.stage)(request, _host(config, open_).data_of)
+    return encode_partial(partial)
+
+
+_ANSWERS = {
+    HELLO: _hello,
+    TRAIN_BLOCK: _train,
+    EVALUATE_BLOCK: _evaluate,
+    CALIBRATE_BLOCK: _calibrate,
+}
 
 
 @functools.lru_cache(maxsize=1)
@@ -77,7 +89,12 @@ def _evaluator(config: str, open_: OpenHost, stage: str) -> BlockEvaluator:
     return _host(config, open_).evaluator(stage)
 
 
+@functools.lru_cache(maxsize=1)
+def _calibrator(config: str, open_: OpenHost, stage: str) -> BlockCalibrator:
+    return _host(config, open_).calibrator(stage)
+
+
 def forget() -> None:
     """Forgets what is kept for the next message: the task's own code has changed."""
-    for kept in (_host, _trainer, _evaluator):
+    for kept in (_host, _trainer, _evaluator, _calibrator):
         kept.cache_clear()

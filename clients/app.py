@@ -10,7 +10,7 @@ from __future__ import annotations
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from shared_models.verbs import EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
+from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
 
 app = ClientApp()
 
@@ -31,6 +31,12 @@ def answer_block(message: Message, context: Context) -> Message:
 def answer_evaluation(message: Message, context: Context) -> Message:
     """Measures the model on the own examples of a block of clients, and answers a row for each."""
     return _answer(EVALUATE_BLOCK, message, context)
+
+
+@app.query(CALIBRATE_BLOCK.removeprefix("query."))
+def answer_calibration(message: Message, context: Context) -> Message:
+    """Measures the ranges inside the model on the own examples of a block of clients."""
+    return _answer(CALIBRATE_BLOCK, message, context)
 
 
 def _answer(verb: str, message: Message, context: Context) -> Message:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from clients.calibration import BlockCalibrator, Calibration, block_calibrator
 from clients.evaluation import BlockEvaluator, block_evaluator
 from clients.faults import with_faults
 from clients.hosting import Keeping
@@ -86,7 +87,7 @@ class Host:
             task=self.task,
             make_objective=objective_of(stage, self.task),
             optimizer=local_optimizer(stage, factor),
-            roles=roles_of(self.task.model(), stage.personal),
+            roles=roles_of(self.task.model(), stage.personal, stage.freezes),
             seed=self.config.seed,
             epochs=stage.local_epochs,
             batch_size=stage.batch_size,
@@ -109,6 +110,14 @@ class Host:
     def evaluator(self, stage_name: str) -> BlockEvaluator:
         """Returns what measures the model on each client's own examples."""
         return block_evaluator(self.training(stage_name), self.config.evaluate.batch_size)
+
+    def calibrator(self, stage_name: str) -> BlockCalibrator:
+        """Returns what measures the ranges inside the model; `InputError` for no such stage."""
+        stage = self.config.calibrate_stage
+        if stage is None or stage.name != stage_name:
+            raise InputError(f"there is no calibrate stage {stage_name!r}")
+        batch_size = self.config.evaluate.batch_size
+        return block_calibrator(Calibration(self.task, stage, self.config.seed, batch_size))
 
 
 def _dtype(plan: Plan) -> torch.dtype:

@@ -56,6 +56,8 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
         host.trainer(stage.name)
         check_cohort(stage, len(host.client_ids))
         check_budget(_demand(stage, host), config.keep_checkpoints, room_at(folder))
+    if config.calibrate_stage is not None:
+        host.calibrator(config.calibrate_stage.name)
 
 
 def _taking_part(host: Host) -> Host:

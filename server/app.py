@@ -30,7 +30,7 @@ from server.stage import Transport
 from shared_models.config import BUILTIN, Config, parse_config
 from shared_models.errors import RoundError, UpdateError
 from shared_models.messages import ABSENT, BlockFailure, BlockRequest, Hello, Reply, Send
-from shared_models.verbs import EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
+from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
 from shared_models.wire import (
     decode_hello,
     decode_partial,
@@ -117,7 +117,8 @@ def make_transport(
 
     train: Send = functools.partial(send, TRAIN_BLOCK)
     evaluate: Send = functools.partial(send, EVALUATE_BLOCK)
-    return Transport(hello, train, evaluate, engine, run_id)
+    calibrate: Send = functools.partial(send, CALIBRATE_BLOCK)
+    return Transport(hello, train, evaluate, calibrate, engine, run_id)
 
 
 def _hello_here(grid: Grid) -> Roll:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from server.calibration import calibrate
 from server.checkpoints import Checkpoint, checkpoint_files, load_latest
 from server.coordinator import make_stage_run, quorum
 from server.evaluation import evaluator_of
@@ -56,7 +57,10 @@ def learn(config: Config, folder: RunFolder, transport: Transport, observe: Obse
     else:
         folder.complete_metrics(latest.record)
     rounds_before = len(folder.records())
-    save_arrays(folder.model_file, _run_stages(run, latest))
+    params = _run_stages(run, latest)
+    save_arrays(folder.model_file, params)
+    if config.calibrate_stage is not None:
+        calibrate(run, config.calibrate_stage, _population(run), params)
     folder.update_summary(
         **summarize(config, folder.all_records(), rounds_before),
         params=parameter_count(task),

@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def calibration_file(self) -> Path:
+        """In which ranges the values inside the final model lie, as clients told."""
+        return self.path / "calibration.json"
+
+    @property
     def summary_file(self) -> Path:
         """What a script wants to know at the end."""
         return self.path / "summary.json"

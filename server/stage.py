@@ -33,7 +33,7 @@ from shared_models.task import Task
 
 @dataclass(frozen=True)
 class Transport:
-    """How the coordinator reaches clients: ask who is there, have blocks trained or evaluated.
+    """How the coordinator reaches clients: ask who is there, have blocks trained or measured.
 
     `run_id` is our own, if the run has one that outlives Flower's.
     """
@@ -41,6 +41,7 @@ class Transport:
     hello: Callable[[Enough], Roll]
     train: Send
     evaluate: Send
+    calibrate: Send
     engine: Engine
     run_id: str | None = None
 

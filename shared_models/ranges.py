@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
 
-from shared_models.errors import InputError, one_line
+from shared_models.errors import InputError, UpdateError, one_line
 
+RANGES, COUNTS = "ranges", "counts"
+"""What a client's ranges and histograms are called in a partial."""
 _A_OCTAVE = 16
 _OCTAVES = range(-12, 16)
 EDGES: NDArray[np.float64] = 2.0 ** (
@@ -130,14 +132,19 @@ def as_arrays(ranges: Ranges) -> dict[str, Tensor]:
     return {name: torch.tensor([own.low, own.high]) for name, own in ranges.items()}
 
 
-def from_row(arrays: Mapping[str, Tensor], place: int) -> dict[str, Range]:
-    """Returns one client's ranges out of arrays `(k, 2)`."""
-    return {name: Range(*map(float, own[place])) for name, own in arrays.items()}
+def as_ranges(arrays: Mapping[str, Tensor]) -> dict[str, Range]:
+    """Returns what `as_arrays` was given."""
+    return {name: Range(*own.tolist()) for name, own in arrays.items()}
 
 
-def names_of(graph: GraphModule, sample: NDArray[Any]) -> tuple[str, ...]:
-    """Returns the names of a model's values, in the order in which they are computed."""
-    return tuple(values_of(graph, torch.from_numpy(sample)))
+def check_ranges(arrays: Mapping[str, Tensor], largest: float) -> None:
+    """Raises `UpdateError` that names a value whose range `(2,)` cannot be, or is too large."""
+    for name, own in arrays.items():
+        low, high = own.tolist()
+        if not -largest <= low <= high <= largest:
+            raise UpdateError(
+                f"value {name} lies in [{low:g}, {high:g}], which is no range within {largest:g}"
+            )
 
 
 def join(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:

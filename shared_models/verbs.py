@@ -5,3 +5,4 @@ from __future__ import annotations
 HELLO = "query.hello"
 TRAIN_BLOCK = "train.block"
 EVALUATE_BLOCK = "evaluate.block"
+CALIBRATE_BLOCK = "query.calibrate"

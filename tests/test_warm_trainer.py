@@ -35,7 +35,7 @@ from shared_models.config import parse_config
 from shared_models.errors import InputError
 from shared_models.messages import BlockRequest, Hello
 from shared_models.tasks import load_task
-from shared_models.verbs import EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
+from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
 from shared_models.wire import decode_hello, encode_broadcast, encode_request
 from tests.conftest import DIGITS, ROOT
 
@@ -135,9 +135,9 @@ def health(address: str) -> int:
     return status
 
 
-def block(ids: tuple[int, ...] = (0, 3)) -> RecordDict:
+def block(ids: tuple[int, ...] = (0, 3), stage: str = "train") -> RecordDict:
     params = load_task("digits-cnn").build(0)
-    request = BlockRequest("train", 1, 0, 0, ids, params)
+    request = BlockRequest(stage, 1, 0, 0, ids, params)
     return encode_request(request, encode_broadcast(request))
 
 
@@ -145,13 +145,15 @@ def config(extra: str = "") -> str:
     return extra + DIGITS
 
 
-@pytest.mark.parametrize("verb", [HELLO, TRAIN_BLOCK, EVALUATE_BLOCK])
+@pytest.mark.parametrize("verb", [HELLO, TRAIN_BLOCK, EVALUATE_BLOCK, CALIBRATE_BLOCK])
 def test_it_answers_as_a_client_app_does_in_its_own_process_byte_for_byte(
     warm: Warm, verb: str
 ) -> None:
-    content = RecordDict() if verb == HELLO else block()
-    expected = answer(verb, config(), unpack(pack(content)), opened_by(Hosting("digits", (0, 3))))
-    assert pack(ask(warm.address, verb, config(), content)) == pack(expected)
+    about = block(stage="calibrate" if verb == CALIBRATE_BLOCK else "train")
+    content = RecordDict() if verb == HELLO else about
+    told = config() + '[[stages]]\nkind = "calibrate"\n'
+    expected = answer(verb, told, unpack(pack(content)), opened_by(Hosting("digits", (0, 3))))
+    assert pack(ask(warm.address, verb, told, content)) == pack(expected)
 
 
 def test_it_is_the_same_process_that_answers(warm: Warm) -> None:

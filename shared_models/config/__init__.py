@@ -3,6 +3,7 @@
 Numbers are prefixed by where they act (`local_`, `server_`) and suffixed by their unit.
 """
 
+from shared_models.config.calibration import CalibrateStage
 from shared_models.config.data import Data, Evaluate
 from shared_models.config.faults import Faults
 from shared_models.config.plan import Plan
@@ -19,6 +20,7 @@ from shared_models.config.stages import ExportStage, TrainStage
 
 __all__ = [
     "BUILTIN",
+    "CalibrateStage",
     "Config",
     "Data",
     "Evaluate",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shared_models.config.calibration import CalibrateStage
 from shared_models.config.stages import ExportStage, Stage, TrainStage
 
 
@@ -24,13 +25,30 @@ def _name_fault(names: Sequence[str]) -> str | None:
 def _kind_fault(stages: Sequence[Stage]) -> str | None:
     learning = [place for place, stage in enumerate(stages) if isinstance(stage, TrainStage)]
     exports = [place for place, stage in enumerate(stages) if isinstance(stage, ExportStage)]
-    if not learning or (exports and exports[0] < learning[0]):
-        return "stages: an export stage needs a train stage before it"
+    if not learning or not isinstance(stages[0], TrainStage):
+        return f"stages: a stage of kind {stages[0].kind!r} needs a train stage before it"
     if len(exports) > 1:
         return "stages: one export stage is enough: it takes several formats"
     if exports and exports[0] < len(stages) - 1:
         return "stages: the export stage comes after all that learn"
-    return _first_fault(stages[learning[0]])
+    return _calibration_fault(stages, learning) or _first_fault(stages[learning[0]])
+
+
+def _calibration_fault(stages: Sequence[Stage], learning: Sequence[int]) -> str | None:
+    asking = [place for place, stage in enumerate(stages) if isinstance(stage, CalibrateStage)]
+    if len(asking) > 1:
+        return "stages: one calibrate stage is enough: it is about the final weights"
+    if not asking:
+        return None
+    last = stages[learning[-1]]
+    if asking[0] < learning[-1]:
+        return "stages: the calibrate stage comes after all that learn"
+    if getattr(last, "personal", ()):
+        return (
+            f"stages.{last.name}.personal: contradicts the calibrate stage: the server has no such "
+            "arrays, so no client has the model that would be measured"
+        )
+    return None
 
 
 def _first_fault(first: Stage) -> str | None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from shared_models.config.calibration import CalibrateStage
 from shared_models.config.data import Data, Evaluate
 from shared_models.config.faults import Faults
 from shared_models.config.order import order_fault
@@ -109,6 +110,11 @@ class Config(Table):
     def learning_stages(self) -> tuple[TrainStage, ...]:
         """The stages that the server runs, in order."""
         return tuple(stage for stage in self.stages if isinstance(stage, TrainStage))
+
+    @property
+    def calibrate_stage(self) -> CalibrateStage | None:
+        """The stage that asks clients for the ranges inside the final model, if there is one."""
+        return next((stage for stage in self.stages if isinstance(stage, CalibrateStage)), None)
 
     @property
     def export_stage(self) -> ExportStage | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
+from shared_models.config.calibration import CalibrateStage
 from shared_models.config.parts import (
     AggregatorName,
     LocalOptimizerName,
@@ -156,9 +157,14 @@ class ExportStage(Table):
     latency_runs: Count = 200
 
 
-Stage: TypeAlias = TrainStage | ExportStage
-KINDS: Mapping[str, type[TrainStage | ExportStage]] = MappingProxyType(
-    {"train": TrainStage, "finetune": TrainStage, "export": ExportStage}
+Stage: TypeAlias = TrainStage | CalibrateStage | ExportStage
+KINDS: Mapping[str, type[Stage]] = MappingProxyType(
+    {
+        "train": TrainStage,
+        "finetune": TrainStage,
+        "calibrate": CalibrateStage,
+        "export": ExportStage,
+    }
 )
 
 
