@@ -1,12 +1,12 @@
 """Flower's SuperLink with doors: `python -m deploy.fleet.superlink FLOWER'S OPTIONS`.
 
-Flower leaves three doors open on its one port: whoever reaches the Control API may start code on
-the server, the Runtime API gives out tasks, and the documentation names both. Here a middleware
-stands before everything else:
+Flower leaves doors open on its one port: whoever reaches the Control API may start code on the
+server, and the documentation names all there is. Here a middleware stands before everything else:
 
     /v1/fleet/...     open: node authentication is Flower's
     /health           open
-    /v1/runtime/...   only for processes of this machine: SuperExec and the ServerApps
+    /v1/runtime/...   only for processes of this machine, of which Flower asks for the secret that
+                      SuperExec has, or for the token of a run's task that a ServerApp has
     all the rest      only with the operator's token, the run folders' `/v1/wildflower/...` too
 
 It comes in through the module that Flower asks for extensions of its SuperLink
