@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import hypothesis
@@ -49,6 +50,24 @@ clients_per_round = 10
 local_learning_rate = 0.1
 server_optimizer = "momentum"
 """
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The export folder of a finished digits run: fp32 and int8, ONNX and TFLite."""
+    from deploy.cli import run
+
+    folder = tmp_path_factory.mktemp("exported")
+    export = '\n[[stages]]\nname = "export"\nkind = "export"\nlatency_runs = 20\n'
+    (folder / "digits.toml").write_text(DIGITS.replace("rounds = 4", "rounds = 15") + export)
+    assert run(["simulate", str(folder / "digits.toml"), "--out", str(folder / "run")]) == 0
+    return folder / "run" / "export"
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    """The export folder, to be damaged."""
+    return Path(shutil.copytree(exported, tmp_path / "export"))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shutil
 import subprocess
 import sys
@@ -25,44 +24,12 @@ from deploy.edge.runtimes import Floats, is_installed, open_model
 from shared_models.datasets.shakespeare import ALPHABET
 from shared_models.errors import ExportError
 from shared_models.inputs import InputSpec
-from tests.conftest import DIGITS
+from tests.verbs import refused, told
 
 TFLITE, ONNX = "model-int8.tflite", "model-int8.onnx"
-EXPORT = '\n[[stages]]\nname = "export"\nkind = "export"\nlatency_runs = 20\n'
 needs_old = pytest.mark.skipif(
     not is_installed("tflite-runtime"), reason="NO TFLITE-RUNTIME: make edge-env"
 )
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export folder of a digits run."""
-    folder = tmp_path_factory.mktemp("edge")
-    config = folder / "digits.toml"
-    config.write_text(DIGITS.replace("rounds = 4", "rounds = 15") + EXPORT)
-    assert run(["simulate", str(config), "--out", str(folder / "run")]) == 0
-    return folder / "run" / "export"
-
-
-@pytest.fixture
-def copied(exported: Path, tmp_path: Path) -> Path:
-    """The export folder, to be damaged."""
-    return Path(shutil.copytree(exported, tmp_path / "export"))
-
-
-def told(capsys: pytest.CaptureFixture[str], *words: str) -> Any:
-    """Returns the JSON that a verb prints."""
-    capsys.readouterr()
-    assert run([*words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Returns the one line with which a verb fails."""
-    capsys.readouterr()
-    assert run(words) in {1, 2}
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
 
 
 @needs_old

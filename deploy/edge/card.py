@@ -29,10 +29,22 @@ def read_card(path: Path) -> Card:
     if describe_path(path).is_file():
         described = load_artefact(path)
         return Card(described.labels, described.input)
+    return _card_inside(path)
+
+
+def _card_inside(path: Path) -> Card:
     try:
         return TypeAdapter(Card).validate_python(read_metadata(path))
     except ValidationError:
         raise InputError(f"{path}: damaged: its metadata lacks labels or input") from None
+
+
+def card_inside(path: Path) -> Card | None:
+    """Returns the card inside a file, None if there is none."""
+    try:
+        return _card_inside(path)
+    except InputError:
+        return None
 
 
 def find_card(path: Path) -> Card | None:

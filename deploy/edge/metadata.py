@@ -34,7 +34,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: has no metadata; it was not exported by Wildflower")
     try:
         found: dict[str, Any] = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(f"{path}: damaged: its metadata is no JSON") from None
     return found
 

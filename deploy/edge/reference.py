@@ -49,9 +49,14 @@ def meaning_of(labels: tuple[str, ...], inputs: InputSpec) -> str:
 
 def save_reference(path: Path, reference: Reference) -> None:
     """Writes the reference beside the artefacts, so that a device can verify without torch."""
+    write_atomic(path, reference_bytes(reference))
+
+
+def reference_bytes(reference: Reference) -> bytes:
+    """Returns the reference as a file, the same bytes each time."""
     content = io.BytesIO()
     np.savez_compressed(content, **asdict(reference))
-    write_atomic(path, content.getvalue())
+    return content.getvalue()
 
 
 def load_reference(path: Path) -> Reference:

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 from deploy.edge.artefact import Artefact, check_hash, load_artefact, objection
+from deploy.edge.bundle import open_bundle
+from deploy.edge.card import Card, card_inside
 from deploy.edge.measure import measure_everywhere, not_tried
 from deploy.edge.reference import FILE, Reference, load_reference
-from shared_models.errors import ExportError, InputError
+from shared_models.errors import ExportError, InputError, WildflowerError
+
+
+def verify_bundle(path: Path, public_key: Path | None = None) -> tuple[Artefact, bool]:
+    """Returns the artefact in a bundle measured anew, and whether the bundle is signed.
+
+    Raises `ExportError` when it is damaged or not signed with the key, and whatever `verify` does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = open_bundle(path, Path(folder), public_key)
+        try:
+            return verify(bundle.model), bundle.signed
+        except WildflowerError as error:  # the folder means nothing to the user
+            raise type(error)(str(error).replace(f"{folder}/", f"{path}: ")) from None
 
 
 def verify(path: Path) -> Artefact:
@@ -19,6 +35,7 @@ def verify(path: Path) -> Artefact:
     """
     described = load_artefact(path)
     check_hash(path, described.sha256)
+    _check_inside(path, described)
     reference = _reference_of(path, described)
     measured = measure_everywhere(
         path, described.input, reference, described.measured[0].latency.runs
@@ -26,6 +43,13 @@ def verify(path: Path) -> Artefact:
     if why := objection(described.gate, measured):
         raise ExportError(f"{path}: {why}")
     return replace(described, measured=measured, not_tried=not_tried(path), passed=True)
+
+
+def _check_inside(path: Path, described: Artefact) -> None:
+    """Raises `ExportError` when the file says something else of itself than its description."""
+    inside = card_inside(path)
+    if inside not in {None, Card(described.labels, described.input)}:
+        raise ExportError(f"{path}: its labels or input are not those of its description")
 
 
 def _reference_of(path: Path, described: Artefact) -> Reference:

@@ -1,0 +1,209 @@
+"""A bundle: one archive with all that a device needs of a file, and how to check it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from deploy.edge.archive import read_archive, write_archive
+from deploy.edge.artefact import Artefact, Gate, check_hash, describe_path, load_artefact
+from deploy.edge.measure import Measured, measure_everywhere
+from deploy.edge.reference import FILE, Reference, load_reference, reference_bytes
+from deploy.edge.runtimes import SUFFIXES
+from shared_models.errors import ExportError
+
+SUFFIX = ".zip"
+_SUMS, _SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
+_DEVICE = Path(__file__).with_name("device")
+_SAMPLE = 100
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle that was unpacked: where its model lies, and whether somebody signed it."""
+
+    model: Path
+    signed: bool
+
+
+def write_bundle(model: Path, key: Path | None = None) -> Path:
+    """Writes `model-int8-tflite.zip` beside an exported file; signs it if there is a key.
+
+    Raises `InputError` or `ExportError` when the file or what lies beside it is not as exported.
+    """
+    described, reference = load_artefact(model), load_reference(model.parent / FILE)
+    check_hash(model, described.sha256)
+    check_hash(model.parent / FILE, described.reference_sha256)
+    sample = _sample(reference)
+    sampled = reference_bytes(sample)
+    about = _about_sample(model, described, sample, hashlib.sha256(sampled).hexdigest())
+    files = {
+        model.name: model.read_bytes(),
+        describe_path(model).name: (json.dumps(asdict(about), indent=2) + "\n").encode(),
+        FILE: sampled,
+        **_documents(described, sample),
+    }
+    files[_SUMS] = _sums(files)
+    if key is not None:
+        from deploy.edge.signature import sign
+
+        files[_SIGNATURE] = sign(files[_SUMS], key)
+    path = model.with_name(model.name.replace(".", "-") + SUFFIX)
+    write_archive(path, files)
+    return path
+
+
+def open_bundle(path: Path, folder: Path, public_key: Path | None = None) -> Bundle:
+    """Unpacks a bundle into an empty folder, once its sums, and its signature if asked, are right.
+
+    Raises `ExportError` when it is damaged, or not signed with the key that is asked for.
+    """
+    files = read_archive(path)
+    if files.get(_SUMS) != _sums(files):
+        raise ExportError(f"{path}: damaged: its files are not those of {_SUMS}")
+    if public_key is not None:
+        _check_signature(path, files, public_key)
+    models = [name for name in files if name.endswith(SUFFIXES)]
+    if len(models) != 1:
+        raise ExportError(f"{path}: is no bundle: it has {len(models)} models, expected one")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)  # a name has no path: the archive was read so
+    return Bundle(folder / models[0], _SIGNATURE in files)
+
+
+def _check_signature(path: Path, files: Mapping[str, bytes], public_key: Path) -> None:
+    from deploy.edge.signature import is_signed
+
+    if _SIGNATURE not in files:
+        raise ExportError(f"{path}: is not signed; expected a signature for {public_key}")
+    if not is_signed(files[_SUMS], files[_SIGNATURE], public_key):
+        raise ExportError(f"{path}: is signed with another key than that of {public_key}")
+
+
+def _sums(files: Mapping[str, bytes]) -> bytes:
+    """Returns the lines that `sha256sum -c` reads, for all files but itself and its signature."""
+    lines = [
+        f"{hashlib.sha256(content).hexdigest()}  {name}\n"
+        for name, content in sorted(files.items())
+        if name not in {_SUMS, _SIGNATURE}
+    ]
+    return "".join(lines).encode()
+
+
+def _sample(reference: Reference) -> Reference:
+    """Returns some of the examples, spread evenly: a device has little room."""
+    count = min(_SAMPLE, len(reference.x))
+    spread = np.linspace(0, len(reference.x) - 1, count).astype(np.int64)
+    return replace(
+        reference, x=reference.x[spread], y=reference.y[spread], logits=reference.logits[spread]
+    )
+
+
+def _about_sample(model: Path, described: Artefact, sample: Reference, sha256: str) -> Artefact:
+    """Returns the description with the sample in the place of the reference.
+
+    What passed on all examples may do worse on a few of them: there the gate asks for no more than
+    the file showed here, less one example.
+    """
+    found = measure_everywhere(model, described.input, sample, runs=1)
+    slack, gate = 1 / len(sample.x), described.gate
+    drop = max(one.parity.accuracy_drop for one in found) + slack
+    agreement = min(one.parity.agreement for one in found) - slack
+    return replace(
+        described,
+        reference_sha256=sha256,
+        measured=tuple(_with_latency(one, described) for one in found),
+        gate=Gate(
+            max_accuracy_drop=round(min(1.0, max(gate.max_accuracy_drop, drop)), 6),
+            min_agreement=round(max(0.0, min(gate.min_agreement, agreement)), 6),
+        ),
+    )
+
+
+def _with_latency(measured: Measured, described: Artefact) -> Measured:
+    """Returns the measurement with the latency of the export: the same bytes each time."""
+    known = {one.runtime: one.latency for one in described.measured}
+    return replace(measured, latency=known.get(measured.runtime, measured.latency))
+
+
+def _documents(described: Artefact, sample: Reference) -> dict[str, bytes]:
+    """Returns what people read: labels, examples, a README."""
+    row = ",".join(f"{value:g}" for value in sample.x[0].ravel())
+    texts = {
+        "labels.txt": "".join(f"{_on_one_line(label)}\n" for label in described.labels),
+        "example.csv": f"{row}\n",
+        "example.py": (_DEVICE / "example.py").read_text(),
+        "README.md": _readme(described, len(sample.x)),
+    }
+    if described.file.endswith(".tflite"):
+        texts["example.c"] = _example_c(described)
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def _on_one_line(label: str) -> str:
+    return label.encode("unicode_escape").decode()
+
+
+def _example_c(described: Artefact) -> str:
+    inputs = described.input
+    return Template((_DEVICE / "example.c").read_text()).substitute(
+        model=described.file,
+        size=int(np.prod(inputs.shape)),
+        tokens=inputs.tokens if inputs.dtype == "int64" else 0,
+        mean=", ".join(f"{value!r}f" for value in inputs.mean),
+        std=", ".join(f"{value!r}f" for value in inputs.std),
+        labels=", ".join(_c_string(label) for label in described.labels),
+    )
+
+
+def _c_string(label: str) -> str:
+    r"""Returns a literal of the label's bytes in UTF-8.
+
+    >>> print(_c_string('a"\n'))
+    "a\042\012"
+    """
+    plain = set(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 _-.,:;!&'()/")
+    return '"' + "".join(chr(c) if c in plain else f"\\{c:03o}" for c in label.encode()) + '"'
+
+
+def _readme(described: Artefact, sample: int) -> str:
+    parity, inputs = described.parity, described.input
+    has_c = described.file.endswith(".tflite")
+    return Template((_DEVICE / "README.md").read_text()).substitute(
+        model=described.file,
+        quantization=described.quantization.replace("none", "fp32"),
+        size_kb=f"{described.size_bytes / 1000:.0f}",
+        task=described.task,
+        run=described.run,
+        shape=f"`{inputs.shape}`",
+        labels=len(described.labels),
+        examples=parity.examples,
+        accuracy=f"{parity.accuracy:.4f}",
+        accuracy_torch=f"{parity.accuracy_torch:.4f}",
+        agreement=f"{parity.agreement:.4f}",
+        runtimes=", ".join(f"{one.runtime} {one.version}" for one in described.measured),
+        sample=sample,
+        c_row="| `example.c` | one example in C, for the TensorFlow Lite C API |\n" * has_c,
+        mean=list(inputs.mean),
+        std=list(inputs.std),
+        dtype=inputs.dtype,
+    )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a path is that of a bundle, by its name."""
+    return path.suffix == SUFFIX
+
+
+def check_key(path: Path | None) -> None:
+    """Raises `InputError` when a key cannot sign: before anything is exported."""
+    if path is not None:
+        from deploy.edge.signature import sign
+
+        sign(b"", path)
