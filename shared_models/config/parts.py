@@ -21,6 +21,7 @@ AggregatorName: TypeAlias = Literal[
 ServerOptimizerName: TypeAlias = Literal["sgd", "momentum", "adagrad", "adam", "yogi"]
 LocalOptimizerName: TypeAlias = Literal["sgd", "momentum", "adam", "adamw"]
 ScheduleName: TypeAlias = Literal["constant", "exponential", "step", "cosine"]
+ScalesName: TypeAlias = Literal["exported", "tensor", "channel"]
 
 Numbers: TypeAlias = Mapping[str, float | int | None]
 """A choice's own keys with their defaults; None: the user has to say."""
@@ -76,9 +77,14 @@ CHOICES: Mapping[str, Mapping[str, Numbers]] = MappingProxyType(
 )
 
 
+ROUNDING: Mapping[str, Any] = MappingProxyType(
+    {"weight_bits": 8, "activation_bits": 8, "weight_scales": "exported"}
+)
+
+
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a stage's values with the defaults of the choices that it makes."""
-    filled: dict[str, Any] = {}
+    filled: dict[str, Any] = dict(ROUNDING) if values.get("quantize_aware") is True else {}
     for part, choices in CHOICES.items():
         numbers = choices.get(str(values.get(part, next(iter(choices)))), {})
         filled |= {key: value for key, value in numbers.items() if value is not None}
@@ -105,6 +111,14 @@ def number_fault(told: Mapping[str, Any]) -> str | None:
             if key not in own and told[key] is not None:
                 return f"{key}: contradicts {part} {told[part]!r}"
     return None
+
+
+def quantize_fault(told: Mapping[str, Any]) -> str | None:
+    """Returns which key says how to round where nothing is rounded, or None."""
+    if told["quantize_aware"]:
+        return None
+    given = next((key for key in ROUNDING if told[key] is not None), None)
+    return given and f"{given}: is for quantize_aware = true"
 
 
 def cohort_fault(told: Mapping[str, Any]) -> str | None:

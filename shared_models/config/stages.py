@@ -13,16 +13,19 @@ from shared_models.config.parts import (
     AggregatorName,
     LocalOptimizerName,
     ObjectiveName,
+    ScalesName,
     ScheduleName,
     ServerOptimizerName,
     cohort_fault,
     combination_fault,
     number_fault,
+    quantize_fault,
     with_defaults,
 )
 from shared_models.config.tables import Count, Decay, Fraction, Name, NotNegative, Positive, Table
 
 FormatName: TypeAlias = Literal["onnx", "tflite", "tflite-stream"]
+Bits: TypeAlias = Annotated[int, Field(ge=2, le=8)]
 QuantizeName: TypeAlias = Literal["auto", "none", "fp16", "dynamic", "int8", "int8-float"]
 
 
@@ -56,6 +59,13 @@ class TrainStage(Table):
     """Prefixes of array names that begin anew, e.g. `["head."]` for other labels."""
     freezes: Prefixes = ()
     """Prefixes of array names that stay as they are, e.g. `["encoder."]`."""
+    quantize_aware: bool = False
+    """Clients train weights that stand rounding: the model computes as its quantized file would."""
+    weight_bits: Bits | None = None
+    activation_bits: Bits | None = None
+    """For `quantize_aware`: how finely is rounded, 8 if absent. Exported files have 8 bits."""
+    weight_scales: ScalesName | None = None
+    """For `quantize_aware`: what shares a scale; `exported`, if absent, is what files have."""
     local_optimizer: LocalOptimizerName = "sgd"
     local_learning_rate: Positive
     local_momentum: Decay | None = None
@@ -120,6 +130,8 @@ class TrainStage(Table):
         told = dict(self)
         if fault := number_fault(told) or combination_fault(told) or cohort_fault(told):
             raise ValueError(fault)
+        if fault := quantize_fault(told):
+            raise ValueError(fault)
         if self.min_clients > self.clients_per_round:
             raise ValueError("min_clients: is more than clients_per_round")
         if self.early_stopping_rounds is not None and self.early_stopping_rounds >= self.rounds:
@@ -129,7 +141,8 @@ class TrainStage(Table):
     @property
     def only_descends(self) -> bool:
         """Whether clients do nothing but descend on the task's loss, with all of the model."""
-        return self.objective == "fedavg" and not self.personal and not self.freezes
+        plain = self.objective == "fedavg" and not self.quantize_aware
+        return plain and not self.personal and not self.freezes
 
     @property
     def needs_singles(self) -> bool:

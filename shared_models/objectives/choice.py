@@ -10,7 +10,9 @@ from shared_models.objectives import Ground, Objective
 from shared_models.objectives.ditto import ditto
 from shared_models.objectives.fednova import fednova
 from shared_models.objectives.fedprox import fedprox
+from shared_models.objectives.quantized import quantize_aware
 from shared_models.objectives.scaffold import scaffold
+from shared_models.quantization import Grid
 
 if TYPE_CHECKING:
     from shared_models.config import TrainStage
@@ -28,4 +30,13 @@ def objective_of(stage: TrainStage, task: Task) -> MakeObjective:
         "fednova": functools.partial(fednova, momentum=stage.local_momentum or 0.0),
         "ditto": functools.partial(ditto, strength=stage.personal_lambda or 0.0),
     }
-    return made[stage.objective]
+    make = made[stage.objective]
+    if not stage.quantize_aware:
+        return make
+    return functools.partial(quantize_aware, make=make, grid=grid_of(stage))
+
+
+def grid_of(stage: TrainStage) -> Grid:
+    """Returns how finely a stage that is aware of quantization rounds."""
+    scales = stage.weight_scales or "exported"
+    return Grid(stage.weight_bits or 8, stage.activation_bits or 8, scales)
