@@ -42,7 +42,7 @@ def answer_calibration(message: Message, context: Context) -> Message:
 def _answer(verb: str, message: Message, context: Context) -> Message:
     config = str(context.run_config.get("config") or "")
     if trainer := context.node_config.get("trainer"):
-        content = _by_trainer(str(trainer), verb, config, message.content)
+        content = _by_trainer(str(trainer), verb, config, message)
     else:
         content = _here(verb, config, message.content, context)
     return Message(content, reply_to=message)
@@ -58,7 +58,8 @@ def _here(verb: str, config: str, content: RecordDict, context: Context) -> Reco
     return answer(verb, config, content, part_of(context.node_config))
 
 
-def _by_trainer(address: str, verb: str, config: str, content: RecordDict) -> RecordDict:
+def _by_trainer(address: str, verb: str, config: str, message: Message) -> RecordDict:
     from clients.warm.caller import ask
 
-    return ask(address, verb, config, content)
+    # Its whole life, not what is left of it: the clocks of server and device may differ.
+    return ask(address, verb, config, message.content, message.metadata.ttl)

@@ -33,6 +33,8 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
+    except MemoryError:  # which may be there another time
+        raise
     except Exception as error:  # numpy raises anything on a damaged file
         reason = one_line(f"{type(error).__name__}: {error}")
         raise InputError(f"{path}: not an .npz of plain arrays: {reason}") from None
