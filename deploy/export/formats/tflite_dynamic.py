@@ -17,11 +17,12 @@ def write(source: Source, path: Path) -> Made:
     """Writes int8 weights; floats go in and out, and nothing is calibrated."""
     reason = write_if_fused(source, as_int8, path)
     if reason is not None:
-        _quantize(source, path)
+        write_converted(source, path)
     return Made("int8 weights", reason or "")
 
 
-def _quantize(source: Source, path: Path) -> None:
+def write_converted(source: Source, path: Path) -> None:
+    """Writes what the converter makes of the model, a recurrent one unrolled over time."""
     from deploy.export.formats.converted import EVERYWHERE, Granularity, Operator, Recipe, quantize
 
     recipe = Recipe()

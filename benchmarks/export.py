@@ -1,0 +1,281 @@
+"""Every model in every format: size, accuracy, speed. `python -m benchmarks.export --json`.
+
+Each model is trained in one place, for a minute: the
+table is about formats. Torch and a file are timed in turns, batch 1, one thread each.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.command import result_path, told_in_a_line
+from benchmarks.export_table import report
+from benchmarks.machine import machine
+from deploy.edge.measure import measure_parity
+from deploy.edge.quiet import quietly
+from deploy.edge.reference import Reference, meaning_of
+from deploy.edge.runtimes import Model, is_installed, open_model, runtimes_for
+from deploy.export.formats import FORMATS, choose, export, objection
+from deploy.export.formats.recurrent import is_recurrent
+from deploy.export.formats.source import Source
+from shared_models.datasets.dataset import Dataset
+from shared_models.datasets.load import load_task_data
+from shared_models.files import write_json
+from shared_models.task import Task
+from shared_models.tasks import TASKS, load_task
+
+_BATCH = 64
+_CALIBRATION = 200
+UNROLLED = ("unrolled-fp32", "unrolled-dynamic")
+"""What a recurrent model would be without the fused writer."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How long a model is trained, and how many test examples it is asked."""
+
+    steps: int
+    learning_rate: float = 1e-3
+    examples: int = 10_000
+
+
+LESSONS = {
+    "digits-cnn": Lesson(steps=600),
+    "fashion-cnn": Lesson(steps=1500),
+    "mnist-2nn": Lesson(steps=1500),
+    "mnist-cnn": Lesson(steps=1500),
+    "mnist-cnn-mcmahan": Lesson(steps=400),
+    "shakespeare-lstm": Lesson(steps=150, learning_rate=5e-3, examples=500),
+    "watch-lstm": Lesson(steps=1000, learning_rate=3e-3),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model, what calibrates its files, and what they are compared with."""
+
+    task: Task
+    model: nn.Module
+    calibration: NDArray[Any]
+    reference: Reference
+
+    @property
+    def size_bytes(self) -> int:
+        """What its weights take in float32."""
+        return sum(4 * weights.numel() for weights in self.model.parameters())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A file on a runtime; `faster` is the median over turns of torch's time by the file's."""
+
+    runtime: str
+    version: str
+    accuracy: float
+    agreement: float
+    max_logit_gap: float
+    p50_ms: float
+    torch_ms: float
+    faster: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A format of a model: what it is on each runtime, or why there is no file."""
+
+    task: str
+    format: str
+    default: bool
+    size_bytes: int
+    cells: tuple[Cell, ...]
+    missing: tuple[str, ...]
+    """Runtimes for such a file that this machine lacks."""
+    why_not: str
+    notes: str
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How carefully time is taken: in so many turns of so many runs."""
+
+    turns: int = 7
+    runs: int = 20
+
+
+def train(task: Task, lesson: Lesson) -> Trained:
+    """Returns a model that was trained by Adam on all of the training data, in no fleet."""
+    data = load_task_data(task, task.dataset)
+    rng = np.random.default_rng(0)
+    model = task.model(0).train()
+    optimizer = torch.optim.Adam(model.parameters(), lesson.learning_rate)
+    for _ in range(lesson.steps):
+        chosen = np.sort(rng.choice(len(data.train), _BATCH, replace=False))
+        x, y = task.input.prepare(data.train.x[chosen]), data.train.y[chosen]
+        optimizer.zero_grad()
+        loss = task.loss(model(torch.from_numpy(x)), torch.from_numpy(y))
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+    chosen = np.sort(rng.choice(len(data.train), _CALIBRATION, replace=False))
+    calibration = task.input.prepare(data.train.x[chosen])
+    return Trained(task, model, calibration, _reference(task, model, data, lesson.examples))
+
+
+def _reference(task: Task, model: nn.Module, data: Dataset, examples: int) -> Reference:
+    test = data.test or data.train
+    chosen = np.linspace(0, len(test) - 1, min(examples, len(test))).astype(np.int64)
+    x = test.x[chosen]
+    logits = [
+        _ask(model, task.input.prepare(part)) for part in np.array_split(x, len(x) // 100 + 1)
+    ]
+    meaning = meaning_of(task.labels, task.input)
+    return Reference(x, test.y[chosen], np.concatenate(logits), meaning)
+
+
+@torch.inference_mode()
+def _ask(model: nn.Module, x: NDArray[Any]) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = model(torch.from_numpy(x)).numpy()
+    return logits
+
+
+def measure_task(trained: Trained, effort: Effort) -> Iterator[Row]:
+    """Yields a row for every format, also for those that cannot be made of the model."""
+    defaults = choose(trained.model, ("onnx", "tflite"), ("auto",))
+    names = (*FORMATS, *(UNROLLED if is_recurrent(trained.model) else ()))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Source(trained.model, trained.calibration, Path(folder))
+        for name in names:
+            reason = "" if name in UNROLLED else objection(trained.model, name)
+            if reason:
+                yield Row(trained.task.name, name, False, 0, (), (), reason, "")
+                continue
+            path, notes = _write(source, name)
+            runtimes = runtimes_for(path)
+            cells = tuple(
+                _measure(trained, path, runtime, effort)
+                for runtime in runtimes
+                if is_installed(runtime)
+            )
+            missing = tuple(runtime for runtime in runtimes if not is_installed(runtime))
+            size, chosen = path.stat().st_size, name in defaults
+            yield Row(trained.task.name, name, chosen, size, cells, missing, "", notes)
+
+
+def _write(source: Source, name: str) -> tuple[Path, str]:
+    """Returns a file of a format, and what its exporter notes."""
+    with quietly():
+        if name not in UNROLLED:
+            path = source.workshop / FORMATS[name].file
+            return path, export(source, name, path).notes
+        from deploy.export.formats import converted, tflite_dynamic
+
+        if name == "unrolled-fp32":
+            return converted.convert(source), ""
+        path = source.workshop / f"{name}.tflite"
+        tflite_dynamic.write_converted(source, path)
+        return path, ""
+
+
+def _measure(trained: Trained, path: Path, runtime: str, effort: Effort) -> Cell:
+    inputs, reference = trained.task.input, trained.reference
+    with open_model(path, runtime) as model:
+        parity = measure_parity(model.predict, inputs, reference)
+        x = inputs.prepare(reference.x[: effort.runs])
+        own, torchs = _in_turns(model, trained.model, x, effort)
+        version = model.facts.version
+    return Cell(
+        runtime,
+        version,
+        parity.accuracy,
+        parity.agreement,
+        parity.max_logit_gap,
+        p50_ms=statistics.median(own),
+        torch_ms=statistics.median(torchs),
+        faster=statistics.median(b / a for a, b in zip(own, torchs, strict=True)),
+    )
+
+
+def _in_turns(
+    model: Model, torchs: nn.Module, x: NDArray[Any], effort: Effort
+) -> tuple[list[float], list[float]]:
+    """Returns median milliseconds a turn of the file, and of torch right before it."""
+    own, theirs = [], []
+    for _ in range(effort.turns):
+        theirs.append(statistics.median(_time(lambda one: _ask(torchs, one), x)))
+        own.append(float(np.median(model.time(x, effort.runs)[0])))
+    return own, theirs
+
+
+def _time(ask: Callable[[NDArray[Any]], Any], x: NDArray[Any]) -> list[float]:
+    times = []
+    ask(x[:1])
+    for place in range(len(x)):
+        began = time.perf_counter()
+        ask(x[place : place + 1])
+        times.append((time.perf_counter() - began) * 1e3)
+    return times
+
+
+def measure(task: Task, effort: Effort) -> dict[str, Any]:
+    """Returns the rows of a model, and what torch does in the same turns."""
+    trained = train(task, LESSONS[task.name])
+    rows = tuple(measure_task(trained, effort))
+    reference = trained.reference
+    return {
+        "size_bytes": trained.size_bytes,
+        "examples": len(reference.y),
+        "accuracy": float((reference.logits.argmax(1) == reference.y).mean()),
+        "torch_ms": statistics.median(cell.torch_ms for row in rows for cell in row.cells),
+        "rows": [asdict(row) for row in rows],
+    }
+
+
+def complete(path: Path, names: Sequence[str], effort: Effort) -> dict[str, Any]:
+    """Returns the result in a file, in which each model is kept as soon as it is measured."""
+    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"tasks": {}}
+    for name in names:
+        if name not in told["tasks"]:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            told["tasks"][name] = {**measure(load_task(name), effort), **asdict(effort)}
+            told |= {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
+            write_json(path, told)
+    return told
+
+
+def main(
+    tasks: Annotated[str, typer.Option(help="Names, with commas between.")] = ",".join(TASKS),
+    turns: Annotated[int, typer.Option(min=1, help="How often each file is timed.")] = Effort.turns,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Default: benchmarks/results/<date>-export.json. Goes on with one."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train every model for a minute, export it to every format, run every file everywhere.
+
+    Example: python -m benchmarks.export --json
+    """
+    torch.set_num_threads(1)
+    path = result_path(out, "export")
+    with told_in_a_line():
+        told = complete(path, tasks.split(","), Effort(turns))
+    print(json.dumps(told, indent=2) if as_json else f"{report(told)}\n\n{path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

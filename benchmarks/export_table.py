@@ -1,0 +1,67 @@
+"""The table of `docs/export.md`, from a result of `benchmarks.export`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.text import markdown, three_figures
+
+_RUNTIMES = ("litert", "tflite-runtime", "onnxruntime")
+_HEAD = ("format", "KB", "smaller", "LiteRT", "tflite-runtime", "ONNX Runtime")
+_TOGETHER = (("tflite-fp32", "unrolled-fp32"), ("tflite-dynamic", "unrolled-dynamic"))
+
+
+def report(told: Mapping[str, Any]) -> str:
+    """Returns a table a model, then what the fused writer gains over the unrolled conversion."""
+    parts = [_task(name, task) for name, task in told["tasks"].items()]
+    fused = [line for name, task in told["tasks"].items() for line in _fused(name, task)]
+    if fused:
+        head = ("fused against unrolled", "runtime", "smaller", "faster")
+        parts.append(markdown(head, fused))
+    return "\n\n".join(parts)
+
+
+def _task(name: str, task: Mapping[str, Any]) -> str:
+    title = (
+        f"**{name}**: torch {task['accuracy']:.4f} on {task['examples']} examples, "
+        f"{three_figures(task['torch_ms'])} ms, {three_figures(task['size_bytes'] / 1000)} KB"
+    )
+    return f"{title}\n\n{markdown(_HEAD, [_cells(row, task) for row in task['rows']])}"
+
+
+def _cells(row: Mapping[str, Any], task: Mapping[str, Any]) -> tuple[str, ...]:
+    name = f"**{row['format']}**" if row["default"] else row["format"]
+    if row["why_not"]:
+        return name, "none", row["why_not"], "", "", ""
+    size = row["size_bytes"]
+    smaller = f"{three_figures(task['size_bytes'] / size)}x"
+    return (
+        name,
+        three_figures(size / 1000),
+        smaller,
+        *(_cell(row, runtime) for runtime in _RUNTIMES),
+    )
+
+
+def _cell(row: Mapping[str, Any], runtime: str) -> str:
+    for cell in row["cells"]:
+        if cell["runtime"] == runtime:
+            took, faster = three_figures(cell["p50_ms"]), three_figures(cell["faster"])
+            return f"{cell['accuracy']:.4f}, {took} ms, {faster}x"
+    return "not installed" if runtime in row["missing"] else "not for it"
+
+
+def _fused(name: str, task: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Returns the lines of a model that was unrolled, too; the ratio is that of the ratios."""
+    rows = {row["format"]: row for row in task["rows"]}
+    lines: list[tuple[str, ...]] = []
+    for own, other in _TOGETHER:
+        if other not in rows:
+            continue
+        smaller = rows[other]["size_bytes"] / rows[own]["size_bytes"]
+        for ours, theirs in zip(rows[own]["cells"], rows[other]["cells"], strict=True):
+            ratios = (smaller, ours["faster"] / theirs["faster"])
+            told = (f"{three_figures(ratio)}x" for ratio in ratios)
+            lines.append((f"{name}, {own}", ours["runtime"], *told))
+    return lines
