@@ -89,4 +89,8 @@ def prune_apps(flower_home: Path, room: int) -> None:
     for bundle in sorted(changed, key=changed.__getitem__)[:-1]:
         if size_bytes(flower_home) <= room:
             return
-        shutil.rmtree(bundle, ignore_errors=True)
+        # Half of a bundle, as a killed process would leave it, would be taken for a whole one.
+        doomed = bundle.with_name(f".{bundle.name}.removed")
+        with contextlib.suppress(OSError):
+            bundle.replace(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
