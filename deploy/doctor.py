@@ -16,8 +16,10 @@ from typing import Literal
 
 import psutil
 
+from deploy.edge.runtimes import OLD_PYTHON, is_installed
 from deploy.engines.cluster import STORE_BYTES, shared_memory_bytes
 from shared_models.datasets.fetch import cache_folder
+from shared_models.errors import InputError
 from shared_models.machine import cores
 
 _NEEDED = {
@@ -48,6 +50,7 @@ def examine(here: Path) -> tuple[Finding, ...]:
         _python(),
         *_packages(),
         *_runtimes(),
+        _old_runtime(),
         _compiler(),
         _devices(),
         _memory(),
@@ -89,6 +92,17 @@ def _runtimes() -> Iterator[Finding]:
             yield Finding(
                 title, "problem", f"does not load: {error}", "install the `edge` extra anew"
             )
+
+
+def _old_runtime() -> Finding:
+    """Looks for the runtime that most devices have; it lives in an environment of its own."""
+    try:
+        if is_installed("tflite-runtime"):
+            return Finding("tflite-runtime", "ok", "found")
+    except InputError as error:
+        return Finding("tflite-runtime", "problem", str(error), f"change or unset {OLD_PYTHON}")
+    advice = "run `make edge-env`, or TFLite files are tried on LiteRT only"
+    return Finding("tflite-runtime", "warning", "missing", advice)
 
 
 def _compiler() -> Finding:
