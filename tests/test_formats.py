@@ -15,6 +15,7 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from deploy.cli import run
 from deploy.edge.metadata import KEY, read_metadata
 from deploy.edge.quiet import quietly
 from deploy.edge.runtimes import is_installed, open_model, runtimes_for
@@ -27,6 +28,7 @@ from deploy.export.formats.source import Made, Source
 from shared_models.errors import ExportError, InputError
 from shared_models.models.lstm import NextCharacterLstm, SensorLstm
 from shared_models.tasks import load_task
+from tests.conftest import DIGITS
 
 OLD = pytest.mark.skipif(not is_installed("tflite-runtime"), reason="make edge-env")
 
@@ -350,6 +352,16 @@ def test_what_cannot_be_made_says_why(
     found: Source = request.getfixturevalue(model)
     with pytest.raises(InputError, match=f"{family}-.*: cannot be made.*{reason}"):
         choose(found.model, [family], [quantize])
+
+
+def test_what_cannot_be_made_is_told_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "digits.toml"
+    config.write_text(DIGITS + '\n[[stages]]\nkind = "export"\nformats = ["tflite-stream"]\n')
+    assert run(["simulate", str(config), "--out", str(tmp_path / "run")]) == 2
+    assert "tflite-stream-fp32: cannot be made of this model" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
