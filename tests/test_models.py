@@ -16,6 +16,7 @@ COUNTS = {
     "mnist-cnn": 347_146,
     "mnist-cnn-mcmahan": 1_663_370,
     "shakespeare-lstm": 798_720 + 265 * 76,
+    "watch-cnn": 57_863,
     "watch-lstm": 18_887,
 }
 

@@ -20,6 +20,7 @@ from deploy.edge.measure import Measured, measure_everywhere, not_tried
 from deploy.edge.quiet import quietly
 from deploy.edge.reference import FILE, Reference, meaning_of, save_reference
 from deploy.edge.runtimes import runtimes_for
+from deploy.export.calibration import Calibration, calibration_of
 from deploy.export.formats import FORMATS, choose, export
 from deploy.export.formats.metadata import fill_in, reserve
 from deploy.export.formats.source import Made, Source
@@ -28,12 +29,10 @@ from server.run_folder import UNFINISHED, RunFolder
 from shared_models.arrays import load_arrays
 from shared_models.config import Config, ExportStage
 from shared_models.datasets.dataset import Split
-from shared_models.datasets.load import load_task_data
 from shared_models.errors import ExportError, InputError, WildflowerError, one_line
 from shared_models.files import sha256_of
-from shared_models.randomness import generator
+from shared_models.stage_task import final_task
 from shared_models.task import Task
-from shared_models.tasks import load_task
 
 T = TypeVar("T")
 
@@ -65,7 +64,7 @@ class Subject:
     task: Task
     model: nn.Module
     origin: Origin
-    calibration: NDArray[Any]
+    calibration: Calibration
     reference: Reference
 
 
@@ -82,7 +81,8 @@ def export_run(
     save_reference(folder.export / FILE, subject.reference)
     made = []
     with tempfile.TemporaryDirectory(dir=folder.export, prefix=UNFINISHED) as workshop:
-        source = Source(subject.model, subject.calibration, Path(workshop))
+        told = subject.calibration
+        source = Source(subject.model, told.examples, Path(workshop), told.ranges, told.text)
         for name in names:
             artefact = _finish(subject, stage, _write(source, name), folder.export)
             observe(artefact)
@@ -101,7 +101,7 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
             f"`wildflower simulate {folder.path} --resume`"
         )
     origin = _origin(folder)
-    task = load_task(config.task)
+    task = final_task(config)
     model = task.model().eval()
     model.load_state_dict(load_arrays(folder.model_file))
     model.float()
@@ -109,7 +109,7 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
         task,
         model,
         origin,
-        _calibration(config, task, stage),
+        calibration_of(folder, stage, task, origin.weights_sha256),
         _reference(config, task, model, stage),
     )
 
@@ -124,14 +124,6 @@ def _origin(folder: RunFolder) -> Origin:
     last = folder.records()[-1]
     kept = last.best if folder.config().learning_stages[-1].keep_best else None
     return Origin(folder.path.resolve().name, kept.round if kept else last.round, weights)
-
-
-def _calibration(config: Config, task: Task, stage: ExportStage) -> NDArray[Any]:
-    """Returns model input drawn from the clients' training examples, never from test data."""
-    train = load_task_data(task, config.data.name, config.data.root).train
-    count = min(stage.calibration_examples, len(train))
-    rng = generator(config.seed, stage.name, "calibration")
-    return task.input.prepare(train.x[np.sort(rng.choice(len(train), count, replace=False))])
 
 
 def _reference(config: Config, task: Task, model: nn.Module, stage: ExportStage) -> Reference:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shared_models.datasets.shakespeare import ALPHABET, WINDOW
 from shared_models.inputs import InputSpec
+from shared_models.models.conv1d import SensorCnn
 from shared_models.models.lstm import NextCharacterLstm, SensorLstm
 from shared_models.tasks.classification import classification
 
@@ -14,7 +15,9 @@ _WATCH = InputSpec(
     std=(0.93, 0.5, 0.55, 1.0, 2.6, 1.1),
 )
 
+WATCH_CNN = classification("watch-cnn", "watch", _WATCH, lambda: SensorCnn(6, 100, 7))
 WATCH_LSTM = classification("watch-lstm", "watch", _WATCH, lambda: SensorLstm(6, 64, 7))
+WATCH_LSTM_SMALL = classification("watch-lstm-small", "watch", _WATCH, lambda: SensorLstm(6, 24, 7))
 SHAKESPEARE_LSTM = classification(
     "shakespeare-lstm",
     "shakespeare",

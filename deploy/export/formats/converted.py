@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import qtyping, quantizer, recipe_manager
@@ -17,7 +18,10 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.calibrator import Calibrator
 from ai_edge_quantizer.utils import qsv_utils
 
+from deploy.export.formats.matching import matched
 from deploy.export.formats.source import Source
+from deploy.export.formats.tflite_values import open_tflite
+from shared_models.ranges import Ranges
 
 EVERYWHERE = ".*"
 Algorithm = AlgorithmName
@@ -66,4 +70,21 @@ def _ranges(fp32: Path, recipe: Recipe, source: Source) -> dict[str, Any]:
     calibrator = Calibrator(str(fp32), num_threads=1, qsv_update_func=qsv_utils.min_max_update)
     calibrator.calibrate({signature: examples}, recipe)
     ranges: dict[str, Any] = calibrator.get_model_qsvs()
-    return ranges
+    return ranges if source.ranges is None else _as_told(fp32, ranges, source, source.ranges)
+
+
+def _as_told(
+    fp32: Path, measured: dict[str, Any], source: Source, ranges: Ranges
+) -> dict[str, Any]:
+    """Returns what was measured on probes, with the ranges that clients told in its place."""
+    opened = open_tflite(fp32, source.calibration)
+    wanted = [name for name in measured if name in opened.tensors]  # the others are weights
+    found = matched(source.model, source.calibration, opened, ranges, wanted)
+    told = {
+        name: {
+            "min": np.full_like(measured[name]["min"], own.low),
+            "max": np.full_like(measured[name]["max"], own.high),
+        }
+        for name, own in found.items()
+    }
+    return {**measured, **told}

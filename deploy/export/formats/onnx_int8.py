@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -13,10 +14,14 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
+from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from deploy.export.formats.matching import matched
 from deploy.export.formats.onnx_fp32 import INPUT, convert
-from deploy.export.formats.source import Made, Source
+from deploy.export.formats.onnx_values import open_onnx
+from deploy.export.formats.source import Made, Source, calibration_note
+from shared_models.ranges import Ranges
 
 
 def write(source: Source, path: Path) -> Made:
@@ -24,17 +29,21 @@ def write(source: Source, path: Path) -> Made:
 
     The ranges are min/max: the moving average that is the default elsewhere clips logits.
     """
+    told = source.workshop / "calibration-onnx.json"
+    if source.ranges is not None:
+        _write_ranges(source, source.ranges, told)
     quantize_static(
         str(prepared(source)),
         str(path),
         _Examples(source.calibration),
+        calibration_cache_path=told,  # not there yet: the examples set the ranges
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
     )
-    return Made("int8 weights and activations")
+    return Made("int8 weights and activations", calibration_note(source))
 
 
 def prepared(source: Source) -> Path:
@@ -42,6 +51,18 @@ def prepared(source: Source) -> Path:
     return source.once(
         "prepared.onnx", lambda path: quant_pre_process(str(convert(source)), str(path))
     )
+
+
+def _write_ranges(source: Source, ranges: Ranges, told: Path) -> None:
+    """Writes the ranges that clients told as the quantizer would have measured them."""
+    opened = open_onnx(prepared(source), source.calibration)
+    wanted = [name for name, own in opened.tensors.items() if own.dtype == np.float32]
+    found = matched(source.model, source.calibration, opened, ranges, wanted)
+    data = {
+        name: (np.array(own.low, np.float32), np.array(own.high, np.float32))
+        for name, own in found.items()
+    }
+    save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), told)
 
 
 class _Examples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped

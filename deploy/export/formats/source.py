@@ -10,17 +10,23 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
+from shared_models.ranges import Ranges
+
 
 @dataclass(frozen=True)
 class Source:
     """A trained model in evaluation mode, and examples of its input `(n, *shape)`.
 
-    The examples set the ranges of activations. `workshop` is an empty folder.
+    The examples set the ranges of activations, unless `ranges` are given: then they are probes that
+    tell which tensor of a file is which value. `calibrated` says whose ranges these are. `workshop`
+    is an empty folder.
     """
 
     model: nn.Module
     calibration: NDArray[Any]
     workshop: Path
+    ranges: Ranges | None = None
+    calibrated: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -41,3 +47,8 @@ class Made:
 
     quantization: str
     notes: str = ""
+
+
+def calibration_note(source: Source) -> str:
+    """Returns what a file with int8 activations tells of its ranges."""
+    return f"calibration: {source.calibrated}" if source.calibrated else ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.export.formats.converted import full_int8, quantize
-from deploy.export.formats.source import Made, Source
+from deploy.export.formats.source import Made, Source, calibration_note
 
 
 def write(source: Source, path: Path) -> Made:
     """Writes int8 weights and activations, in the ranges that the calibration examples show."""
     quantize(source, full_int8(), path)
-    return Made("int8 weights and activations")
+    return Made("int8 weights and activations", calibration_note(source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from deploy.export.formats.converted import EVERYWHERE, Algorithm, Operator, full_int8, quantize
-from deploy.export.formats.source import Made, Source
+from deploy.export.formats.source import Made, Source, calibration_note
 
 
 def write(source: Source, path: Path) -> Made:
@@ -14,4 +14,4 @@ def write(source: Source, path: Path) -> Made:
     for end in (Operator.INPUT, Operator.OUTPUT):
         recipe.add_quantization_config(EVERYWHERE, end, algorithm_key=Algorithm.NO_QUANTIZE)
     quantize(source, recipe, path)
-    return Made("int8 weights and activations, float in and out")
+    return Made("int8 weights and activations, float in and out", calibration_note(source))
