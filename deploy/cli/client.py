@@ -57,6 +57,15 @@ When = Annotated[
     str | None,
     typer.Option("--when", help="A command; it is trained only while its exit status is 0."),
 ]
+HealthPort = Annotated[
+    int | None,
+    typer.Option(
+        "--health-port", min=1, max=65535, help="gRPC's health service: '' is alive, 'ready' ready."
+    ),
+]
+HealthHost = Annotated[
+    str, typer.Option("--health-host", help="The address that the health service listens on.")
+]
 MaxDiskMb = Annotated[
     int, typer.Option("--max-disk-mb", min=10, help="What the state folder may take.")
 ]
@@ -76,6 +85,8 @@ def client(
     memory_mb: MemoryMb = None,
     when: When = None,
     max_disk_mb: MaxDiskMb = 200,
+    health_port: HealthPort = None,
+    health_host: HealthHost = "127.0.0.1",
 ) -> None:
     """Let this machine's data take part in a fleet's training; runs until it is stopped.
 
@@ -87,6 +98,7 @@ def client(
     from clients.hosting import Hosting, Keeping
     from clients.warm.service import Limits
     from deploy.fleet.client import Device
+    from deploy.fleet.health import HealthAddress
 
     place = state or _own_state(ids, hosts)
     keeping = Keeping(str(place.absolute() / "client_states"), max_disk_mb // 2)
@@ -97,6 +109,7 @@ def client(
         hosting_json=Hosting(data, ids, threads, keeping).to_json(),
         limits=Limits(memory_mb, when),
         max_disk_mb=max_disk_mb,
+        health=None if health_port is None else HealthAddress(health_host, health_port),
     )
     _run(device, f"client {ids[0]}" if len(ids) == 1 else f"{len(ids)} clients")
 

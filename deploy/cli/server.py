@@ -12,11 +12,17 @@ from deploy.fleet.connection import is_loopback
 from shared_models.errors import InputError
 
 if TYPE_CHECKING:
+    from deploy.fleet.health import HealthAddress
     from deploy.fleet.home import ServerHome
 
 app = typer.Typer(help="Make and run a fleet's server; add its clients.", no_args_is_help=True)
 
 _State = Annotated[Path, typer.Option("--state", help="The server's state folder.")]
+_HealthPort = Annotated[
+    int | None,
+    typer.Option(help="gRPC's health service: '' is alive, 'ready' is ready.", min=1, max=65535),
+]
+_HealthHost = Annotated[str, typer.Option(help="The address that it listens on.")]
 
 
 @app.command("init")
@@ -60,9 +66,15 @@ def start(
         str | None, typer.Option(help="The address to listen on [default: all; --insecure: none].")
     ] = None,
     port: Annotated[int, typer.Option(help="The one port of everything.", min=1, max=65535)] = 8000,
-    health_port: Annotated[
-        int | None, typer.Option(help="gRPC's health service, on loopback.", min=1, max=65535)
+    health_port: _HealthPort = None,
+    health_host: _HealthHost = "127.0.0.1",
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="A folder, only read, with server/ and clients/ [default: the state]."),
     ] = None,
+    external_executor: Annotated[
+        bool, typer.Option("--external-executor", help="Runs are for `wildflower server execute`.")
+    ] = False,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Without TLS and node keys; on loopback only.")
     ] = False,
@@ -75,11 +87,34 @@ def start(
     """
     from deploy.fleet.server import Listen, serve
 
-    home = _home(state)
-    listen = Listen(host or "0.0.0.0", port, health_port, insecure)  # noqa: S104
+    home = _home(state, keys)
+    health = _health(health_host, health_port)
+    listen = Listen(host or "0.0.0.0", port, health, insecure, external_executor)  # noqa: S104
     if insecure and is_loopback(listen.host):
         print("--insecure: no TLS and, as Flower ties them together, no node keys", flush=True)
     serve(home, listen, lambda line: print(line, flush=True))
+
+
+@app.command("execute")
+def execute_(
+    state: _State,
+    ca: Annotated[Path, typer.Option(help="The server's ca.pem.")],
+    port: Annotated[int, typer.Option(help="The server's port.", min=1, max=65535)] = 8000,
+    health_port: _HealthPort = None,
+    health_host: _HealthHost = "127.0.0.1",
+) -> None:
+    """Run what runs do on the server, for a `server start --external-executor`, until Ctrl-C.
+
+    The server must be on this very machine, or in the same pod, and the state folder shared.
+
+    Example: wildflower server execute --state server --ca server/ca.pem
+    """
+    from deploy.fleet.connection import read_connection
+    from deploy.fleet.executor import execute
+
+    connection = read_connection(f"127.0.0.1:{port}", ca, None)
+    health = _health(health_host, health_port)
+    execute(_home(state), connection, health, lambda line: print(line, flush=True))
 
 
 @app.command("add-client")
@@ -172,10 +207,16 @@ def remove_client_(name: str, state: _State, as_json: AsJson = False) -> None:
         print(f"client {name!r} is shut out {'now' if change else 'when the server starts'}")
 
 
-def _home(state: Path) -> ServerHome:
+def _home(state: Path, keys: Path | None = None) -> ServerHome:
     from deploy.fleet.home import ServerHome
 
-    return ServerHome(state.absolute())
+    return ServerHome(state.absolute(), keys and keys.absolute())
+
+
+def _health(host: str, port: int | None) -> HealthAddress | None:
+    from deploy.fleet.health import HealthAddress
+
+    return None if port is None else HealthAddress(host, port)
 
 
 def _next_steps(home: ServerHome, names: list[str]) -> str:
@@ -193,4 +234,5 @@ def _next_steps(home: ServerHome, names: list[str]) -> str:
 
 def _renewed(home: ServerHome, names: list[str]) -> str:
     covered = ", ".join(["localhost", "127.0.0.1", *names])
-    return f"{home.certificate}: renewed, for {covered}; restart the server to use it"
+    when = "a server that runs shows it when no run is at work"
+    return f"{home.certificate}: renewed, for {covered}; {when}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +13,13 @@ import typer
 
 from deploy.cli.output import AsJson, console, print_json, print_table
 from shared_models.config import read_config
-from shared_models.errors import InputError
+from shared_models.errors import InputError, ServerError
 
 if TYPE_CHECKING:
     from deploy.fleet.connection import Connection
     from deploy.fleet.remote import FlowerRun, Remote
     from deploy.fleet.submit import Submission
+    from shared_models.config import Config
 
 Server = Annotated[str | None, typer.Option(help="HOST:PORT of the server.")]
 Ca = Annotated[Path | None, typer.Option(help="The server's ca.pem.")]
@@ -48,6 +50,10 @@ def submit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Follow, or go on with, the run in the folder CONFIG.")
     ] = False,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Go on with the run in --out if there is one, or submit it."),
+    ] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="key=value, e.g. stages.train.rounds=3; may be repeated."),
@@ -68,10 +74,14 @@ def submit(
     from deploy.fleet.remote import Remote
 
     screen = console(stderr=as_json)
+    if once and (found := _begun(config, settings or [], out)):
+        config, settings, resume = found, None, True
     folder = _resumed(config, settings, out) if resume else None
     address = server or (_submission(folder).server if folder else None)
     connection = connection_of(address, ca, token, credentials, insecure)
     with Remote(connection) as remote:
+        if once:
+            _await(remote)
         if folder is None:
             folder = _submitted(remote, config, settings or [], out)
             offset = 0
@@ -81,6 +91,39 @@ def submit(
         if follow:
             _follow(remote, folder, offset, as_json)
     _tell(folder, follow, as_json)
+
+
+def _begun(config: Path, settings: list[str], out: Path | None) -> Path | None:
+    """Returns the folder of the run that this very config was submitted as before, if it was."""
+    from deploy.fleet.submit import SUBMISSION
+
+    if out is None:
+        raise InputError("--once: needs --out, by which the run is found again")
+    kept = out / "config.toml"
+    if not (out / SUBMISSION).exists():
+        kept.unlink(missing_ok=True)  # of a process that was killed before it had submitted
+        return None
+    if _training(read_config(config, settings)) != _training(read_config(kept, [])):
+        raise InputError(f"--once: {out} has the run of another config; choose another --out")
+    return out
+
+
+def _await(remote: Remote, patience_s: float = 600.0) -> None:
+    """Returns when the server answers: who is started beside it may be the first."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            remote.nodes()
+            return
+        except ServerError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1)
+
+
+def _training(config: Config) -> dict[str, Any]:
+    """Returns what was asked for; the plan may be the one that the server chose."""
+    return {key: value for key, value in config.identity().items() if key not in ("plan", "name")}
 
 
 def _resumed(config: Path, settings: list[str] | None, out: Path | None) -> Path:

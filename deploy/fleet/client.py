@@ -28,6 +28,7 @@ from clients.warm.service import Limits, TrainerService
 from deploy.fleet.connection import Connection
 from deploy.fleet.disk import Tail, bound_log, prune_apps
 from deploy.fleet.environment import flower_environment
+from deploy.fleet.health import Health, HealthAddress
 from deploy.fleet.probe import fault_of
 from deploy.fleet.processes import adopt_orphans, end_descendants
 from deploy.fleet.stopping import Stop, stop_on_signals
@@ -62,6 +63,7 @@ class Device:
         hosting_json: Which clients it hosts and where their data is.
         limits: What a training may take.
         max_disk_mb: What the state folder may take.
+        health: Where gRPC's health service listens; None for none.
     """
 
     connection: Connection
@@ -70,6 +72,7 @@ class Device:
     hosting_json: str
     limits: Limits
     max_disk_mb: int
+    health: HealthAddress | None = None
 
     @property
     def flower_home(self) -> Path:
@@ -108,15 +111,20 @@ def run_device(device: Device, say: Say) -> None:
 
     Raises `InputError` when its data is unfit, `Interrupted` after Ctrl-C.
     """
-    with _held(device.state), _socket_place(device.state) as place, stop_on_signals() as stop:
+    with (
+        _held(device.state),
+        _socket_place(device.state) as place,
+        Health(device.health) as health,
+        stop_on_signals() as stop,
+    ):
         adopt_orphans()
         say = _noted(device.own_log, say)
         trainer = TrainerService(place, device.hosting_json, device.trainer_log, device.limits)
         try:
             with trainer:
                 say("the trainer reads its data")
-                _load(trainer, say, stop)
-                _Supervisor(device, place, say, stop).run()
+                _load(trainer, say, stop, health)
+                _Supervisor(device, place, say, stop, health).run()
         finally:
             end_descendants(_STOP_S)
         if stop.interrupted:
@@ -166,15 +174,20 @@ class Backoff:
         self._next_s = min(2 * self._next_s, self._longest_s)
 
 
-def _load(trainer: TrainerService, say: Say, stop: Stop) -> None:
+def _load(trainer: TrainerService, say: Say, stop: Stop, health: Health) -> None:
     """Returns when the trainer has its data, or when the device is to stop.
 
     Memory that others took now may be free later: only data that is unfit ends it (`InputError`).
     """
     backoff, tell = Backoff(_LONGEST_LOAD_BACKOFF_S), _changes(say)
-    while not stop.within(0):
+
+    def is_wanted() -> bool:  # which is asked all the time
+        health.beat(ready=False)
+        return not stop.within(0)
+
+    while is_wanted():
         try:
-            trainer.load(lambda: not stop.within(0))
+            trainer.load(is_wanted)
             return
         except Died as error:
             tell(f"{error}; trying again")
@@ -185,8 +198,8 @@ def _load(trainer: TrainerService, say: Say, stop: Stop) -> None:
 class _Supervisor:
     """One SuperNode after the other, until it is stopped."""
 
-    def __init__(self, device: Device, place: Path, say: Say, stop: Stop) -> None:
-        self._device, self._place, self._stop = device, place, stop
+    def __init__(self, device: Device, place: Path, say: Say, stop: Stop, health: Health) -> None:
+        self._device, self._place, self._stop, self._health = device, place, stop, health
         self._tell = _changes(say)
 
     def run(self) -> None:
@@ -199,6 +212,7 @@ class _Supervisor:
                 fault = fault or self._watch()
             except OSError as error:  # a full disk may have room again later
                 fault = f"{error.filename or self._device.state}: {error.strerror}"
+            self._health.beat(ready=False)
             if fault is None:
                 return
             if time.monotonic() - began > _STABLE_S:
@@ -217,6 +231,7 @@ class _Supervisor:
                     self._tell(f"connected to {self._device.connection.address}")
                 if fault := node.fault():
                     return fault
+                self._health.beat(ready=is_connected)
         return None
 
 

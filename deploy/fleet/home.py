@@ -8,7 +8,11 @@
     server.json            the names init was given and, while the server runs, its pid, host, port
     superlink.db .log      Flower's state, and what Flower says
     superexec.secret       with it Flower's processes know each other; another at each start
+    lock                   held by the one server that runs here
     runs/<id>/             the run folders
+
+Where somebody else keeps the keys, as Kubernetes mounts them, the first three lines are in
+`KEYS/server` and the fourth in `KEYS/clients`; both are only read.
 
 The folder is 0700; keys, the token and the secret are 0600.
 """
@@ -52,14 +56,24 @@ class Running:
 
 @dataclass(frozen=True)
 class ServerHome:
-    """Paths in a state folder."""
+    """Paths in a state folder, and in the folder of its keys if that is another."""
 
     path: Path
+    keys: Path | None = None
+
+    @property
+    def _own(self) -> Path:
+        return self.path if self.keys is None else self.keys / "server"
+
+    @property
+    def lock(self) -> Path:
+        """What the server that runs here holds."""
+        return self.path / "lock"
 
     @property
     def ca(self) -> Path:
         """The CA's certificate: what devices and operators get a copy of."""
-        return self.path / "ca.pem"
+        return self._own / "ca.pem"
 
     @property
     def ca_key(self) -> Path:
@@ -69,17 +83,17 @@ class ServerHome:
     @property
     def certificate(self) -> Path:
         """The server's certificate."""
-        return self.path / "server.pem"
+        return self._own / "server.pem"
 
     @property
     def key(self) -> Path:
         """The server's key."""
-        return self.path / "server.key"
+        return self._own / "server.key"
 
     @property
     def token_file(self) -> Path:
         """The operator's token."""
-        return self.path / "operator.token"
+        return self._own / "operator.token"
 
     @property
     def database(self) -> Path:
@@ -94,7 +108,7 @@ class ServerHome:
     @property
     def clients(self) -> Path:
         """The devices' public keys."""
-        return self.path / "clients"
+        return (self.keys or self.path) / "clients"
 
     @property
     def runs(self) -> Path:
@@ -128,7 +142,9 @@ class ServerHome:
     def running(self) -> Running | None:
         """Returns the server that runs on this folder, if one does."""
         self.require()
-        with locked(self.ca) as free:
+        if not self.lock.exists():
+            return None
+        with locked(self.lock) as free:
             if free:
                 return None
         found = _read(self.notes)
@@ -178,6 +194,17 @@ def create_home(home: ServerHome, names: Sequence[str], days: int) -> None:
     write_public(home.certificate, server.certificate)
     write_secret(home.token_file, f"{secrets.token_urlsafe(32)}\n".encode())
     write_json(home.notes, {"names": list(names)})  # last: now there is a server
+
+
+def prepare_home(home: ServerHome) -> None:
+    """Makes the state folder of a server whose keys are elsewhere; one that is there stays."""
+    require_folder(home.path)
+    if not home.ca.is_file() or not home.clients.is_dir():
+        raise InputError(f"--keys {home.keys}: expected server/ca.pem, and a folder clients in it")
+    for folder in (home.path, home.runs, home.flower):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not home.notes.exists():
+        write_json(home.notes, {"names": []})
 
 
 def renew_certificate(home: ServerHome, names: Sequence[str], days: int) -> list[str]:

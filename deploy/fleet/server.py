@@ -2,6 +2,7 @@
 
 They are the SuperLink and the SuperExec, which starts the ServerApps of runs. The two share a
 secret: without it whoever can reach the Runtime API from this machine could take a run for himself.
+In a pod the SuperExec is another container's (`executor.py`), which has no keys.
 
 The process that runs this holds a lock on the state folder, adopts what its children leave behind
 and never ends before them. If it is killed itself, they notice and end (`superlink.end_with_parent`
@@ -14,10 +15,8 @@ import contextlib
 import datetime as dt
 import os
 import secrets
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ from pathlib import Path
 
 from deploy.fleet.certificates import belong_together, covers, expiry
 from deploy.fleet.connection import (
-    Connection,
     answered,
     is_loopback,
     join_address,
@@ -33,18 +31,19 @@ from deploy.fleet.connection import (
     open_http,
 )
 from deploy.fleet.disk import bound_log
-from deploy.fleet.environment import flower_environment
-from deploy.fleet.home import Running, ServerHome, write_secret
+from deploy.fleet.health import Health, HealthAddress
+from deploy.fleet.home import Running, ServerHome, prepare_home, write_secret
+from deploy.fleet.launch import changed, ended, secret_options, start, superexec_options
 from deploy.fleet.processes import adopt_orphans, end_descendants, has_children, reap
 from deploy.fleet.registry import Change, client_names, reconcile, retired
 from deploy.fleet.stopping import Stop, stop_on_signals
-from deploy.fleet.superlink import STATE_VARIABLE
 from shared_models.errors import InputError, Interrupted, ServerError, WildflowerError, one_line
 from shared_models.files import locked
 
 START_S = 120.0
 STOP_S = 10.0
 _LONGEST_BACKOFF_S = 30.0
+_ASK_S = 10.0
 _STABLE_S = 60.0
 _WARN_DAYS = 30
 _RENEWED = "the SuperLink ends, as its certificate was renewed"
@@ -59,14 +58,16 @@ class Listen:
     Attributes:
         host: An address of this machine, 0.0.0.0 for all.
         port: The one port of Flower and of the doors.
-        health_port: On loopback, gRPC's health service; None for none.
+        health: Where gRPC's health service listens; None for none.
         insecure: Without TLS and node keys, for this machine alone.
+        external_executor: Runs are for `wildflower server execute`, on the same state and loopback.
     """
 
     host: str = "0.0.0.0"  # noqa: S104  a server is there to be reached
     port: int = 8000
-    health_port: int | None = None
+    health: HealthAddress | None = None
     insecure: bool = False
+    external_executor: bool = False
 
 
 def serve(home: ServerHome, listen: Listen, say: Say) -> None:
@@ -75,14 +76,15 @@ def serve(home: ServerHome, listen: Listen, say: Say) -> None:
     Raises `InputError` when the folder, the certificate, the port or another server forbids it, and
     `ServerError` when the SuperLink does not come up at all.
     """
+    if home.keys is not None:
+        prepare_home(home)
     check(home, listen)
-    with _held(home), stop_on_signals() as stop:
-        for host, port in _sockets(listen):
-            require_free(host, port)
+    with _held(home), stop_on_signals() as stop, Health(listen.health) as health:
+        require_free(listen.host, listen.port)
         _warn(home, listen, say)
         adopt_orphans()
         try:
-            _Supervisor(home, listen, say, stop).run()
+            _Supervisor(home, listen, say, stop, health).run()
         finally:
             end_descendants(STOP_S)
             reap()
@@ -134,24 +136,30 @@ def require_free(host: str, port: int) -> None:
 class _Supervisor:
     """One SuperLink and SuperExec after the other, until it is stopped."""
 
-    def __init__(self, home: ServerHome, listen: Listen, say: Say, stop: Stop) -> None:
+    def __init__(
+        self, home: ServerHome, listen: Listen, say: Say, stop: Stop, health: Health
+    ) -> None:
         self._home = home
         self._listen = listen
         self._say = say
         self._stop = stop
+        self._health = health
         self._running = Running(os.getpid(), listen.host, listen.port, listen.insecure)
         self._connection = home.connection(self._running)
-        self._shown = 0  # when the certificate that the SuperLink shows was written
+        self._shown: object = None  # when the certificate that the SuperLink shows was written
+        self._registered: object = None  # when the keys that Flower knows were mounted
+        self._asked = 0.0
+        self._ready = False
 
     def run(self) -> None:
         """Returns when it was asked to stop."""
-        write_secret(self._home.superexec_secret, secrets.token_bytes(32))
         backoff = 1.0
         first = True
         while not self._stop.within(0):
             begun = time.monotonic()
             self._note(self._running)
             why = self._watch(first=first)
+            self._health.beat(ready=False)
             if why is None:
                 return
             first = False
@@ -164,36 +172,67 @@ class _Supervisor:
 
     def _watch(self, *, first: bool) -> str | None:
         """Runs Flower's two processes; returns why they end, None when the server is to stop."""
-        self._shown = _changed(self._home.certificate)
-        superlink = _popen(self._home, "superlink", _superlink_options(self._home, self._listen))
+        self._shown = _shown(self._home)
+        self._connection = self._home.connection(self._running)  # the token may be another
+        # Who knows another is of a SuperLink that is gone, as the SuperExec of a pod's executor.
+        write_secret(self._home.superexec_secret, secrets.token_bytes(32))
+        superlink = start(self._home, "superlink", _superlink_options(self._home, self._listen))
         processes = {"SuperLink": superlink}
         deadline = time.monotonic() + START_S
-        while not self._stop.within(0.5 if len(processes) == 2 else 0.1):
-            if (ended := _ended(processes)) is not None:
-                if first and len(processes) == 1:
-                    raise ServerError(f"{ended}: {_last(self._home.log)}")
-                return ended
-            if len(processes) == 1 and self._answers():
-                processes["SuperExec"] = self._begin(superlink.pid)
-            if len(processes) == 1 and time.monotonic() > deadline:
+        is_up = False
+        while not self._stop.within(0.5 if is_up else 0.1):
+            if (why := ended(processes)) is not None:
+                if first and not is_up:
+                    raise ServerError(f"{why}: {_last(self._home.log)}")
+                return why
+            if not is_up and self._answers():
+                is_up = True
+                processes |= self._begin(superlink.pid)
+            if not is_up and time.monotonic() > deadline:
                 superlink.kill()
-            if len(processes) == 2 and self._is_renewed(processes["SuperExec"].pid):
+            if is_up and self._is_renewed(processes.get("SuperExec")):
                 return _RENEWED
+            if is_up:
+                self._take_up_clients()
+            self._health.beat(ready=is_up and self._is_ready())
             bound_log(self._home.log)
         return None
 
-    def _is_renewed(self, superexec: int) -> bool:
+    def _is_renewed(self, superexec: subprocess.Popen[bytes] | None) -> bool:
         """Whether there is another certificate than the one shown, and nobody is at work."""
-        changed = _changed(self._home.certificate)
-        if self._listen.insecure or changed == self._shown or has_children(superexec):
+        shown = _shown(self._home)
+        if self._listen.insecure or shown == self._shown or self._is_at_work(superexec):
             return False
-        self._shown = changed
+        self._shown = shown
         try:
             check(self._home, self._listen)
         except InputError as error:
             self._say(f"the certificate that was there before is kept: {error}")
             return False
         return True
+
+    def _is_at_work(self, superexec: subprocess.Popen[bytes] | None) -> bool:
+        if superexec is not None:
+            return has_children(superexec.pid)
+        from deploy.fleet.remote import Remote
+
+        with contextlib.suppress(WildflowerError), Remote(self._connection) as remote:
+            return any(not run.is_over for run in remote.flower_runs())
+        return True
+
+    def _take_up_clients(self) -> None:
+        """Registers whom a mounted folder of keys has now; the command line tells of its own."""
+        if self._home.keys is None or (found := changed(self._home.clients)) == self._registered:
+            return
+        self._registered = found
+        self._reconcile()
+
+    def _is_ready(self) -> bool:
+        """Whether the SuperLink still answers, which it is asked now and then."""
+        if time.monotonic() - self._asked > _ASK_S:
+            self._asked = time.monotonic()
+            self._ready = self._answers()
+        return self._ready
 
     def _answers(self) -> bool:
         with (
@@ -204,20 +243,22 @@ class _Supervisor:
             return bool(http.get("/health").status_code == 200)
         return False
 
-    def _begin(self, pid: int) -> subprocess.Popen[bytes]:
+    def _begin(self, pid: int) -> dict[str, subprocess.Popen[bytes]]:
         """Starts the SuperExec of a SuperLink that answers, and says that the server is up."""
         if not self._listen.insecure:
+            self._registered = changed(self._home.clients)
             self._reconcile()  # who is told that the server is up finds its clients registered
-        superexec = _popen(
-            self._home, "superexec", _superexec_options(self._home, self._connection)
-        )
+        processes = {}
+        if not self._listen.external_executor:
+            options = superexec_options(self._home, self._connection)
+            processes["SuperExec"] = start(self._home, "superexec", options)
         self._note(replace(self._running, superlink_pid=pid))
         scheme = "http" if self._listen.insecure else "https"
         where = f"{scheme}://{join_address(self._listen.host, self._listen.port)}"
         known = len(client_names(self._home))
         clients = "1 client" if known == 1 else f"{known} clients"
         self._say(f"listening on {where} (SuperLink {pid}), {clients} known")
-        return superexec
+        return processes
 
     def _note(self, running: Running) -> None:
         try:
@@ -241,38 +282,11 @@ class _Supervisor:
             self._say(f"client {name!r}: {retired(name)}")
 
 
-def _popen(home: ServerHome, module: str, options: list[str]) -> subprocess.Popen[bytes]:
-    # Of its own session: a Ctrl-C in the terminal is for us to pass on, in the right order.
-    with _open_log(home.log) as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", f"deploy.fleet.{module}", *options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=_environment(home),
-            umask=0o077,
-            start_new_session=True,
-        )
-
-
-def _superexec_options(home: ServerHome, connection: Connection) -> list[str]:
-    options = ["--runtime-api-address", connection.address, *_secret_of(home)]
-    if connection.ca is None:
-        return [*options, "--insecure"]
-    return [*options, "--root-certificates", str(connection.ca)]
-
-
-def _secret_of(home: ServerHome) -> list[str]:
-    return ["--superexec-auth-secret-file", str(home.superexec_secret)]
-
-
 def _superlink_options(home: ServerHome, listen: Listen) -> list[str]:
     options = ["--host", listen.host, "--port", str(listen.port)]
     # Flower heeds the secret in this mode only, in which SuperExec is for us to start.
-    options += ["--isolation", "process", *_secret_of(home)]
+    options += ["--isolation", "process", *secret_options(home)]
     options += ["--database", str(home.database), "--disable-runtime-dependency-installation"]
-    if listen.health_port is not None:
-        options += ["--health-server-address", f"127.0.0.1:{listen.health_port}"]
     if listen.insecure:
         return [*options, "--insecure"]
     files = {"ca-certfile": home.ca, "certfile": home.certificate, "keyfile": home.key}
@@ -281,17 +295,11 @@ def _superlink_options(home: ServerHome, listen: Listen) -> list[str]:
     return [*options, "--enable-supernode-auth"]
 
 
-def _environment(home: ServerHome) -> dict[str, str]:
-    environment = flower_environment(home.flower)
-    # Whom uvicorn believes about where a request comes from is not for the caller to say.
-    environment.pop("FORWARDED_ALLOW_IPS", None)
-    return {**environment, STATE_VARIABLE: str(home.path.absolute())}
-
-
 @contextlib.contextmanager
 def _held(home: ServerHome) -> Iterator[None]:
+    home.lock.touch(mode=0o600)
     for _ in range(5):  # somebody may be looking whether a server runs, for a moment
-        with locked(home.ca) as free:
+        with locked(home.lock) as free:
             if free:
                 yield
                 return
@@ -311,46 +319,14 @@ def _renewal(home: ServerHome) -> str:
     return f"wildflower server init --state {home.path} --renew"
 
 
-def _sockets(listen: Listen) -> list[tuple[str, int]]:
-    health = [] if listen.health_port is None else [("127.0.0.1", listen.health_port)]
-    return [(listen.host, listen.port), *health]
-
-
 def _is_wildcard(host: str) -> bool:
     return host in ("0.0.0.0", "::")  # noqa: S104  compared, not bound
 
 
-@contextlib.contextmanager
-def _open_log(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
+def _shown(home: ServerHome) -> object:
+    return changed(home.certificate), changed(home.token_file)
 
 
 def _last(log: Path) -> str:
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return f"{one_line(lines[-1]) if lines else 'it said nothing'} (see {log})"
-
-
-def _ended(processes: dict[str, subprocess.Popen[bytes]]) -> str | None:
-    """Returns which of the processes ended, and how; None while all run."""
-    codes = reap()
-    ended = {name: codes.get(process.pid) for name, process in processes.items()}
-    for name, process in processes.items():
-        process.returncode = ended[name]
-    told = (
-        f"the {name} ended ({_ending(code)})" for name, code in ended.items() if code is not None
-    )
-    return next(told, None)
-
-
-def _changed(path: Path) -> int:
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime_ns
-    return 0
-
-
-def _ending(code: int) -> str:
-    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 STATE_VARIABLE = "WILDFLOWER_STATE"
+KEYS_VARIABLE = "WILDFLOWER_KEYS"
 _HOOK = "flwr.ee.superlink.extensions"
 _HEADER = TOKEN_HEADER.lower().encode()
 _FORWARDED = {b"forwarded", b"x-forwarded-for", b"x-real-ip"}
@@ -106,7 +107,9 @@ def main() -> None:
     parent = int(os.environ[PARENT_VARIABLE])  # os.getppid() is another's if it died already
     threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
     # Not below `flwr.ee` in the table of modules: the rest of Flower still sees that there is none.
-    sys.modules[_HOOK] = extension(ServerHome(Path(os.environ[STATE_VARIABLE])))
+    keys = os.environ.get(KEYS_VARIABLE)
+    home = ServerHome(Path(os.environ[STATE_VARIABLE]), Path(keys) if keys else None)
+    sys.modules[_HOOK] = extension(home)
     from flwr.superlink.cli.flower_superlink import flower_superlink
 
     flower_superlink()
