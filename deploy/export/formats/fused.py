@@ -1,7 +1,8 @@
 """Recurrent classifiers as TFLite with one fused operator a layer.
 
-A converter unrolls an LSTM over time: large, and slow to load. `UNIDIRECTIONAL_SEQUENCE_LSTM` takes
-the whole sequence. Its state is kept in variables: `reset_all_variables` begins a new sequence.
+A converter unrolls an LSTM over time: large on disk and in memory, slow to load.
+`UNIDIRECTIONAL_SEQUENCE_LSTM` takes the whole sequence. Its state is kept in variables:
+`reset_all_variables` begins a new sequence.
 
 Smaller weights are turned into float32 once, when the file is first run. The operator takes int8
 weights as they are too, and then quantizes every state: that was two to four times as slow on both

@@ -30,6 +30,6 @@ def write_if_fused(source: Source, store: Store, path: Path) -> str | None:
     try:
         model = recognise(source.model)
     except UnknownStructureError as error:
-        return f"unrolled over time, large and slow: no fused writer for it: {error}"
+        return f"unrolled over time, which makes it large: no fused writer for it: {error}"
     path.write_bytes(write_fused(model, source.shape, store))
     return None
