@@ -250,7 +250,7 @@ def test_a_run_without_an_id_of_ours_cannot_be_kept_for(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_superlink_and_killed_devices_cost_no_bit(tmp_path: Path) -> None:
-    settings = ("stages.train.rounds=5", "stages.train.local_epochs=15", SCAFFOLD)
+    settings = ("stages.train.rounds=5", "stages.train.local_epochs=5", SCAFFOLD)
     with running_fleet(tmp_path) as fleet:
         with (
             fleet.device("zero", "0") as zero,
