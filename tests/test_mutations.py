@@ -60,6 +60,27 @@ def _code(model: Any, operator: Any) -> str:
     return str(names[code])
 
 
+def test_constants_behind_the_flatbuffer_are_kept(exported: Path, tmp_path: Path) -> None:
+    """The quantizer puts the constants of a larger model there."""
+    content = (exported / "model-fp32.tflite").read_bytes()
+    model = unpack(content)
+    buffer = max(model.buffers, key=lambda one: 0 if one.data is None else len(one.data))
+    behind, buffer.data = bytes(buffer.data), None
+    buffer.offset, buffer.size = 1 << 30, len(behind)
+    head = len(pack(model)) // 16 * 16 + 16
+    buffer.offset = head
+    (tmp_path / "model.tflite").write_bytes(pack(model).ljust(head, b"\0") + behind)
+    packed = pack(unpack((tmp_path / "model.tflite").read_bytes()))
+    (tmp_path / "packed.tflite").write_bytes(packed)
+    x = np.random.default_rng(0).random((3, 1, 8, 8), np.float32)
+    answers = []
+    for path in (exported / "model-fp32.tflite", *sorted(tmp_path.iterdir())):
+        with open_model(path) as opened:
+            answers.append(opened.predict(x))
+    np.testing.assert_array_equal(answers[0], answers[1])
+    np.testing.assert_array_equal(answers[0], answers[2])
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_flipped_signs_of_a_layer_are_caught(copied: Path, name: str, capsys: Capsys) -> None:
     flip_signs(copied / name)

@@ -151,5 +151,14 @@ def pack(model: Any) -> bytes:
 
 
 def unpack(content: bytes) -> Any:
-    """Returns the model that a file holds."""
-    return schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(content)))
+    """Returns the model that a file holds.
+
+    Constants that lie behind the flatbuffer, where the quantizer puts large ones, come into it.
+    """
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(content)))
+    for buffer in model.buffers:
+        if buffer.offset > 1:  # 1 is said of a buffer that is empty
+            behind = content[buffer.offset : buffer.offset + buffer.size]
+            buffer.data = np.frombuffer(behind, np.uint8)
+            buffer.offset = buffer.size = 0
+    return model
