@@ -38,6 +38,7 @@ from shared_models.ranges import (
     clipped,
     join,
     merge,
+    never_negative,
     traced,
     values_of,
 )
@@ -66,7 +67,7 @@ def calibrate(run: Run, stage: CalibrateStage, population: Population, params: A
     requests = make_requests(run.config, stage, population, params)
     answers = ask(requests, run.transport.calibrate, answer_check(stage, run.task, population))
     require_quorum(stage, answers.rows)
-    told = {"weights_sha256": weights, **describe(stage, answers)}
+    told = {"weights_sha256": weights, **describe(stage, answers, run.task)}
     write_json(run.folder.calibration_file, told)
     run.observe(Notice(f"{stage.name}: {told['text']}"))
 
@@ -198,11 +199,14 @@ def require_quorum(stage: CalibrateStage, rows: Sequence[Row]) -> None:
         )
 
 
-def describe(stage: CalibrateStage, answers: Answers) -> dict[str, Any]:
+def describe(stage: CalibrateStage, answers: Answers, task: Task) -> dict[str, Any]:
     """Returns what `calibration.json` tells: the merged ranges and how they came about."""
     good = len(answers.ranges)
     failures = [row for row in answers.rows if row.status != "ok"]
     noise = _noise(stage)
+    merged = _merged(stage, answers, noise)
+    for name in never_negative(traced(task.model())) & merged.keys():
+        merged[name] = Range(0.0, max(merged[name].high, 0.0))
     return {
         "text": _text(stage, good),
         "stage": stage.name,
@@ -216,9 +220,7 @@ def describe(stage: CalibrateStage, answers: Answers) -> dict[str, Any]:
             for row in failures
         ],
         "noise": None if noise is None else {"mechanism": "gaussian", **noise.__dict__},
-        "ranges": {
-            name: [own.low, own.high] for name, own in _merged(stage, answers, noise).items()
-        },
+        "ranges": {name: [own.low, own.high] for name, own in merged.items()},
     }
 
 

@@ -11,6 +11,7 @@ pass over the data is enough, and a bin's edge is at most 4.4 % beyond what it h
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -32,6 +33,11 @@ EDGES: NDArray[np.float64] = 2.0 ** (
 )
 """The magnitudes at which a bin ends; smaller ones are all in the middle bin, around zero."""
 BINS = 2 * len(EDGES) + 1
+
+_RECTIFIERS = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softmax)
+_RECTIFY = {torch.relu, nn.functional.relu, torch.sigmoid, "relu", "sigmoid"}
+_KEEPERS = (nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.Flatten, nn.Dropout)
+_KEEP = {torch.flatten, operator.getitem, "flatten", "view", "reshape", "transpose", "permute"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,23 @@ class _Recorder(Interpreter):
         if isinstance(result, Tensor) and result.is_floating_point():
             self.found[n.name] = result.clone()  # layers that work in place would change it
         return result
+
+
+def never_negative(graph: GraphModule) -> frozenset[str]:
+    """Returns the names of values that are at least zero whatever goes in: after a ReLU, say.
+
+    Quantizers leave a ReLU away where the range begins at zero, so it must: noise and lies may not
+    change that.
+    """
+    found: set[str] = set()
+    for node in graph.graph.nodes:
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        rectifies = isinstance(module, _RECTIFIERS) or node.target in _RECTIFY
+        keeps = isinstance(module, _KEEPERS) or node.target in _KEEP
+        before = node.args[0].name if node.args and isinstance(node.args[0], Node) else ""
+        if rectifies or (keeps and before in found):
+            found.add(node.name)
+    return frozenset(found)
 
 
 def ranges_of(values: Mapping[str, Tensor]) -> dict[str, Range]:

@@ -55,7 +55,7 @@ def told(config: Config, host: Host, send: Send) -> dict[str, Any]:
     population = merge_hellos({1: host.hello()})
     requests = make_requests(config, stage, population, host.task.build(0))
     check = answer_check(stage, host.task, population)
-    return describe(stage, ask(requests, send, check))
+    return describe(stage, ask(requests, send, check), host.task)
 
 
 def test_what_clients_tell_is_the_range_over_all_their_examples() -> None:
@@ -325,13 +325,25 @@ def test_a_resumed_run_keeps_noise_that_was_written_down(digits_toml: Path, tmp_
     assert json.loads((out / "calibration.json").read_text()) == first
 
 
+def test_what_a_relu_gives_begins_at_zero_whatever_noise_or_a_liar_says() -> None:
+    config, host, _ = opened("stages.calibrate.noise_epsilon=1.0")
+    liar, same, _ = opened("plan.block_size=1")
+    noisy = told(config, host, sending(host))["ranges"]
+    lied = told(liar, same, sending(same, spoiled(2, -7.0, 8.0)))["ranges"]
+    for found in (noisy, lied):
+        for name in ("encoder_conv_relu", "encoder_pool", "encoder_flatten", "encoder_dense_relu"):
+            assert found[name][0] == 0.0
+    assert noisy["encoder_conv"][0] < 0.0
+    assert lied["encoder_conv_relu"][1] == 8.0
+
+
 def test_merging_is_what_the_server_does() -> None:
     config, host, stage = opened()
     population = merge_hellos({1: host.hello()})
     requests = make_requests(config, stage, population, host.task.build(0))
     answers = ask(requests, sending(host), answer_check(stage, host.task, population))
     merged = {k: [own.low, own.high] for k, own in merge(answers.ranges[::-1]).items()}
-    assert merged == describe(stage, answers)["ranges"]
+    assert merged == describe(stage, answers, host.task)["ranges"]
 
 
 def test_nobody_left_is_an_error_that_names_one() -> None:

@@ -29,14 +29,12 @@ def write(source: Source, path: Path) -> Made:
 
     The ranges are min/max: the moving average that is the default elsewhere clips logits.
     """
-    told = source.workshop / "calibration-onnx.json"
-    if source.ranges is not None:
-        _write_ranges(source, source.ranges, told)
+    told = None if source.ranges is None else _write_ranges(source, source.ranges)
     quantize_static(
         str(prepared(source)),
         str(path),
         _Examples(source.calibration),
-        calibration_cache_path=told,  # not there yet: the examples set the ranges
+        calibration_cache_path=told,  # None: the examples set the ranges
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QInt8,
@@ -53,8 +51,8 @@ def prepared(source: Source) -> Path:
     )
 
 
-def _write_ranges(source: Source, ranges: Ranges, told: Path) -> None:
-    """Writes the ranges that clients told as the quantizer would have measured them."""
+def _write_ranges(source: Source, ranges: Ranges) -> Path:
+    """Writes the ranges that clients told as the quantizer writes its own; returns where."""
     opened = open_onnx(prepared(source), source.calibration)
     wanted = [name for name, own in opened.tensors.items() if own.dtype == np.float32]
     found = matched(source.model, source.calibration, opened, ranges, wanted)
@@ -62,7 +60,9 @@ def _write_ranges(source: Source, ranges: Ranges, told: Path) -> None:
         name: (np.array(own.low, np.float32), np.array(own.high, np.float32))
         for name, own in found.items()
     }
+    told = source.workshop / "ranges-onnx.json"
     save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), told)
+    return told
 
 
 class _Examples(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime is untyped
