@@ -14,7 +14,19 @@ from typing import Annotated
 import click
 import typer
 
-from deploy.cli import client, data, doctor, edge, export, models, server, simulate, submit
+from deploy.cli import (
+    client,
+    compare,
+    data,
+    doctor,
+    edge,
+    export,
+    k8s,
+    models,
+    server,
+    simulate,
+    submit,
+)
 from shared_models.errors import Interrupted, WildflowerError
 
 app = typer.Typer(
@@ -48,6 +60,7 @@ app.command()(export.export)
 app.command()(export.verify)
 app.command()(edge.predict)
 app.command()(edge.bench)
+app.command()(compare.compare)
 app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(client.client)
@@ -57,6 +70,7 @@ app.command()(submit.stop)
 app.command()(submit.logs)
 app.add_typer(data.app, name="data")
 app.add_typer(server.app, name="server")
+app.add_typer(k8s.app, name="k8s")
 
 
 def run(arguments: Sequence[str]) -> int:
