@@ -1,0 +1,53 @@
+"""`wildflower compare`: which of several runs' files are worth having."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deploy.cli.output import AsJson, print_json, print_table
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders with exported files.")],
+    plot: Annotated[
+        Path | None, typer.Option(help="An .svg to draw accuracy over size and latency into.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare the exported files of several runs: size, latency, accuracy.
+
+    A star marks those that no other file beats: none is as small, as fast and as accurate, and
+    better in one of these. Nothing is run again.
+
+    Example: wildflower compare runs/mnist-cnn-1 runs/prune-mnist-1 --plot frontier.svg
+    """
+    from deploy.frontier import points_of, save_plot
+
+    points = points_of(runs)
+    if plot is not None:
+        save_plot(points, plot)
+    if as_json:
+        print_json([asdict(point) for point in points])
+        return
+    columns = ("", "run", "file", "quantized", "runtime", "KB ", "ms ", "accuracy ", "parameters ")
+    print_table(
+        columns,
+        [
+            (
+                "*" if p.frontier else "",
+                p.run,
+                p.file,
+                p.quantization,
+                p.runtime,
+                f"{p.size_bytes / 1000:.0f}",
+                f"{p.median_ms:.3f}",
+                f"{p.accuracy:.4f}",
+                f"{p.params:,}",
+            )
+            for p in sorted(points, key=lambda p: p.size_bytes)
+        ],
+    )

@@ -1,0 +1,145 @@
+"""Size, latency and accuracy of the files of several runs: which of them no other beats.
+
+A file is on the frontier when no other is at least as small, as fast and as accurate, and better in
+one of the three. Read are `summary.json` and the artefacts' descriptions, nothing is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploy.edge.artefact import Artefact, load_artefact
+from shared_models.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK = "#808890"  # readable on white and on black
+
+
+@dataclass(frozen=True)
+class Point:
+    """A file in one of its runtimes. A stream's latency is that of a time step."""
+
+    run: str
+    file: str
+    task: str
+    quantization: str
+    runtime: str
+    params: int
+    size_bytes: int
+    median_ms: float
+    accuracy: float
+    stream: bool = False
+    frontier: bool = False
+
+    def beats(self, other: Point) -> bool:
+        """Whether it is as good in all, and better in one."""
+        ours, theirs = self._badness, other._badness
+        return ours != theirs and all(a <= b for a, b in zip(ours, theirs, strict=True))
+
+    @property
+    def _badness(self) -> tuple[float, float, float]:
+        return self.size_bytes, self.median_ms, -self.accuracy
+
+
+def points_of(runs: Sequence[Path]) -> list[Point]:
+    """Returns the files of these run folders, in order, and which are on the frontier.
+
+    Raises `InputError` for a folder without artefacts, and for runs that tell other labels apart.
+    """
+    found: list[Point] = []
+    labels: dict[tuple[str, ...], Path] = {}
+    for run in runs:
+        for artefact, params in _artefacts(run):
+            labels.setdefault(artefact.labels, run)
+            found += _points(run, artefact, params)
+    if len(labels) > 1:
+        one, other, *_ = labels.values()
+        raise InputError(f"{one} and {other} tell other labels apart: they cannot be compared")
+    return [_placed(point, found) for point in found]
+
+
+def _artefacts(run: Path) -> list[tuple[Artefact, int]]:
+    from server.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    summary: dict[str, Any] = folder.summary()
+    told = summary.get("artefacts", [])
+    if not told:
+        raise InputError(f"{run}: has no artefacts; make some with `wildflower export {run}`")
+    return [(load_artefact(folder.export / one["file"]), summary["params"]) for one in told]
+
+
+def _points(run: Path, artefact: Artefact, params: int) -> list[Point]:
+    return [
+        Point(
+            run.resolve().name,
+            artefact.file,
+            artefact.task,
+            artefact.quantization,
+            measured.runtime,
+            params,
+            artefact.size_bytes,
+            measured.latency.median_ms,
+            measured.parity.accuracy,
+            artefact.stream,
+        )
+        for measured in artefact.measured
+    ]
+
+
+def _placed(point: Point, others: Sequence[Point]) -> Point:
+    rivals = (other for other in others if other.stream == point.stream)
+    return replace(point, frontier=not any(rival.beats(point) for rival in rivals))
+
+
+def draw(points: Sequence[Point]) -> Figure:
+    """Returns accuracy over size and over latency; what is on the frontier is filled."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure.patch.set_alpha(0)
+    shown = [point for point in points if not point.stream] or list(points)
+    left, right = figure.subplots(1, 2, sharey=True)
+    sizes = [point.size_bytes / 1000 for point in shown]
+    _scatter(left, shown, sizes, "size, KB")
+    _scatter(right, shown, [point.median_ms for point in shown], "latency, median ms")
+    left.set_ylabel("accuracy of the file", color=INK)
+    handles, names = left.get_legend_handles_labels()
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK
+    )
+    return figure
+
+
+def _scatter(axes: Any, points: Sequence[Point], x: Sequence[float], name: str) -> None:
+    for number, run in enumerate(dict.fromkeys(point.run for point in points)):
+        own = [(at, p) for at, p in zip(x, points, strict=True) if p.run == run]
+        colour = f"C{number % 10}"
+        axes.scatter(
+            [at for at, _ in own],
+            [p.accuracy for _, p in own],
+            facecolors=[colour if p.frontier else "none" for _, p in own],
+            edgecolors=colour,
+            label=run,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel(name, color=INK)
+    axes.tick_params(colors=INK, which="both")
+    axes.set_facecolor("none")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def save_plot(points: Sequence[Point], path: Path) -> None:
+    """Writes the plot; equal points give equal bytes. Needs matplotlib (extra `bench`)."""
+    import matplotlib as mpl
+
+    if path.suffix != ".svg":
+        raise InputError(f"--plot {path}: must end in .svg")
+    with mpl.rc_context({"svg.hashsalt": "wildflower"}):
+        draw(points).savefig(path, metadata={"Date": None})
