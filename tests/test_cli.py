@@ -15,6 +15,8 @@ VERBS = (
     "simulate",
     "export",
     "verify",
+    "predict",
+    "bench",
     "models",
     "client",
     "doctor",
@@ -31,8 +33,12 @@ VERBS = (
     "server add-client",
     "server list-clients",
     "server remove-client",
+    "server execute",
+    "k8s render",
+    "k8s keys",
 )
-RUN_ON = ("client", "server start")  # answers nothing
+RUN_ON = ("client", "server start", "server execute")  # answers nothing
+MANIFESTS = ("k8s render", "k8s keys")  # answers in YAML, to kubectl
 
 
 def answer(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -59,7 +65,7 @@ def test_every_verb_has_help_with_an_example_and_json(
     told = capsys.readouterr().out
     assert f"wildflower {verb}" in told
     assert "Example" in told
-    assert ("--json" in told) != (verb in RUN_ON)
+    assert ("--json" in told) != (verb in RUN_ON + MANIFESTS)
 
 
 def test_the_command_line_starts_without_heavy_imports() -> None:
