@@ -28,7 +28,7 @@ from deploy.edge.archive import read_archive, write_archive
 from deploy.edge.artefact import Gate
 from deploy.edge.bundle import write_bundle
 from deploy.edge.reference import load_reference
-from deploy.edge.runtimes import is_installed, open_model
+from deploy.edge.runtimes import open_model, python_of
 from tests.conftest import ROOT
 from tests.verbs import refused, told
 
@@ -114,8 +114,8 @@ def said_by(model: Path) -> list[str]:
 def test_the_python_example_runs_as_it_is(copied: Path, tmp_path: Path, name: str) -> None:
     folder = unpacked(copied, tmp_path, name)
     pythons = [sys.executable]
-    if name.endswith("tflite") and is_installed("tflite-runtime"):
-        pythons.append(str(ROOT / ".venv-tflite" / "bin" / "python"))
+    if name.endswith("tflite") and (old := python_of("tflite-runtime")):
+        pythons.append(str(old))
     for python in pythons:
         words = [python, str(folder / "example.py")]
         shown = subprocess.run(words, check=True, capture_output=True, text=True).stdout

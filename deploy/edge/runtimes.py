@@ -97,7 +97,7 @@ def open_model(path: Path, runtime: str = "", threads: int = 1) -> Model:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file")
     for name in (runtime,) if runtime else possible:
-        if python := _python_of(name):
+        if python := python_of(name):
             return Model(Child(python, name, path, threads))
     raise ExportError(
         f"{path}: {runtime or ' and '.join(possible)} is not installed: "
@@ -118,10 +118,10 @@ def runtimes_for(path: Path) -> tuple[str, ...]:
 
 def is_installed(runtime: str) -> bool:
     """Whether this machine has a runtime."""
-    return _python_of(runtime) is not None
+    return python_of(runtime) is not None
 
 
-def _python_of(runtime: str) -> Path | None:
+def python_of(runtime: str) -> Path | None:
     """Returns the interpreter that has a runtime, None if there is none."""
     if importlib.util.find_spec(_PACKAGES[runtime]):
         return Path(sys.executable)

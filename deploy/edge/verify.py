@@ -11,6 +11,7 @@ from deploy.edge.bundle import open_bundle
 from deploy.edge.card import Card, card_inside
 from deploy.edge.measure import measure_everywhere, not_tried
 from deploy.edge.reference import FILE, Reference, load_reference
+from deploy.edge.runtimes import runtimes_for
 from shared_models.errors import ExportError, InputError, WildflowerError
 
 
@@ -33,6 +34,7 @@ def verify(path: Path) -> Artefact:
     Raises `ExportError` when the file is another one, means something else than what was measured,
     cannot be run, or fails its gate in one of the runtimes that this machine has.
     """
+    runtimes_for(path)  # what no runtime is for has no description either
     described = load_artefact(path)
     check_hash(path, described.sha256)
     _check_inside(path, described)
