@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Error, Message
 
 from clients.host import Host, open_host
 from clients.training import ClientData
@@ -27,7 +28,9 @@ from shared_models.errors import ConfigError, RoundError
 from shared_models.messages import BlockFailure, BlockRequest, Reply, Send
 from shared_models.partial import Partial
 from shared_models.ranges import Range, merge, ranges_of, traced, values_of
+from shared_models.verbs import CALIBRATE_BLOCK
 from tests.conftest import DIGITS
+from tests.fleet_in_memory import fleet, train
 from tests.test_runs import command, wildflower
 
 STAGE = '\n[[stages]]\nkind = "calibrate"\n'
@@ -292,6 +295,28 @@ def test_engines_and_workers_write_the_same_file(calibrate_toml: Path, tmp_path:
     ray = json.loads((tmp_path / "ray" / "calibration.json").read_text())
     assert inline == ray
     assert inline["text"] == "federated, 12 clients, percentile 99.99"
+
+
+def test_a_fleet_calibrates_and_names_the_clients_of_a_node_that_cannot(tmp_path: Path) -> None:
+    config = parse_config(DIGITS + STAGE, "test", overrides=("stages.train.rounds=1",))
+    grid = fleet(config, 11, 22)
+    honest = grid.nodes[22]
+
+    def unable(message: Message) -> Message | None:
+        if message.metadata.message_type != CALIBRATE_BLOCK:
+            return honest(message)
+        reply = Message(Error(0, "sensor unplugged"), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 22
+        return reply
+
+    grid.nodes[22] = unable
+    folder, notices = train(config, grid, tmp_path / "run")
+    found = json.loads(folder.calibration_file.read_text())
+    assert (found["clients_asked"], found["clients_answered"]) == (12, 6)
+    assert [failure["client_id"] for failure in found["failures"]] == [1, 3, 5, 7, 9, 11]
+    assert {failure["status"] for failure in found["failures"]} == {"failed"}
+    assert "sensor unplugged" in found["failures"][0]["reason"]
+    assert notices[-1] == "calibrate: federated, 6 clients, minmax"
 
 
 def test_a_run_that_is_killed_while_it_calibrates_ends_in_the_same_file(

@@ -94,7 +94,7 @@ def test_the_bundle_holds_code_only(flower: dict[str, str], tmp_path: Path) -> N
 
 def test_stock_flwr_run_trains_on_two_nodes(flower: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    config = DIGITS.replace("rounds = 4", "rounds = 2")
+    config = DIGITS.replace("rounds = 4", "rounds = 2") + '[[stages]]\nkind = "calibrate"\n'
     run_config = tmp_path / "run.toml"
     run_config.write_text(tomli_w.dumps({"config": config, "out": str(out)}))
     flwr(flower, "run", ".", "--federation-config", TWO_NODES, "--run-config", str(run_config))
@@ -104,3 +104,4 @@ def test_stock_flwr_run_trains_on_two_nodes(flower: dict[str, str], tmp_path: Pa
     assert len(lines) == 2
     assert '"clients_aggregated": 10' in lines[0]
     assert '"block_map": "node"' in (out / "manifest.json").read_text()
+    assert '"clients_answered": 12' in (out / "calibration.json").read_text()
