@@ -25,6 +25,7 @@ from shared_models.errors import InputError
 from shared_models.messages import Hello
 from shared_models.objectives.choice import objective_of
 from shared_models.schedules import schedule_of
+from shared_models.stage_task import stage_task
 from shared_models.task import Task
 from shared_models.tasks import load_task
 from shared_models.versions import versions
@@ -71,6 +72,10 @@ class Host:
         split = self.dataset.train
         return ClientData(self.task.input.prepare(split.x[own]), split.y[own])
 
+    def task_of(self, stage_name: str) -> Task:
+        """Returns what a stage trains: another model than before, once one was pruned or taught."""
+        return stage_task(self.config, stage_name)
+
     def local_factor(self, stage_name: str, number: int) -> float:
         """Returns what the schedule makes of the learning rate in a round."""
         return schedule_of(self.config.stage(stage_name), "local")(number)
@@ -81,13 +86,14 @@ class Host:
         Raises `InputError` when the plan's device is not there.
         """
         stage, plan = self.config.stage(stage_name), self.config.settled_plan
+        task = self.task_of(stage_name)
         if plan.device == "cuda" and not torch.cuda.is_available():
             raise InputError("plan.device: 'cuda' is not available on this machine; use 'cpu'")
         return Training(
-            task=self.task,
-            make_objective=objective_of(stage, self.task),
+            task=task,
+            make_objective=objective_of(stage, task),
             optimizer=local_optimizer(stage, factor),
-            roles=roles_of(self.task.model(), stage.personal, stage.freezes),
+            roles=roles_of(task.model(), stage.personal, stage.freezes),
             seed=self.config.seed,
             epochs=stage.local_epochs,
             batch_size=stage.batch_size,
@@ -117,7 +123,9 @@ class Host:
         if stage is None or stage.name != stage_name:
             raise InputError(f"there is no calibrate stage {stage_name!r}")
         batch_size = self.config.evaluate.batch_size
-        return block_calibrator(Calibration(self.task, stage, self.config.seed, batch_size))
+        return block_calibrator(
+            Calibration(self.task_of(stage_name), stage, self.config.seed, batch_size)
+        )
 
 
 def _dtype(plan: Plan) -> torch.dtype:

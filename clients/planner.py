@@ -168,7 +168,7 @@ def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
     count = {"low_rank": 25, "vectorised": _TRIAL_CLIENTS}.get(name, 2)
     count = min(count, len(host.client_ids), host.config.plan.block_size or count)
     clients = sample_clients(host, count)
-    params = host.task.build(0)
+    params = host.task_of(stage.name).build(0)
     extras = host.training(stage.name).objective(by_autograd).server.init(params)
     request = BlockRequest(stage.name, 0, 0, 0, clients, params, extras=extras)
     if name == "low_rank":  # its cost grows faster than its examples: tried on whole clients

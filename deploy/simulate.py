@@ -95,9 +95,10 @@ def _demand(stage: TrainStage, host: Host) -> Demand:
     from server.parts import parts_of
     from shared_models.arrays import in_dtype, roles_of, size_bytes
 
-    roles = roles_of(host.task.model(), stage.personal, stage.freezes)
-    objective = parts_of(stage, host.task, roles).objective
-    arrays = in_dtype(host.task.build(host.config.seed), getattr(torch, host.config.plan.dtype))
+    task = host.task_of(stage.name)
+    roles = roles_of(task.model(), stage.personal, stage.freezes)
+    objective = parts_of(stage, task, roles).objective
+    arrays = in_dtype(task.build(host.config.seed), getattr(torch, host.config.plan.dtype))
     kept = objective.init_state(arrays).values()
     sent = [spec.like(arrays, roles) for spec in objective.sums.values()]
     return Demand(

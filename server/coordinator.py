@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -46,7 +46,8 @@ class StageRun:
     """What stays the same over the rounds of a stage.
 
     `states` has what clients keep. Where their nodes keep it, under the run id `kept_under`, it has
-    empty ones: who kept something that counted, and when.
+    empty ones: who kept something that counted, and when. `given` is what the stage before hands
+    over for the objective to tell everybody, besides the weights.
     """
 
     config: Config
@@ -59,6 +60,7 @@ class StageRun:
     states: StateStore | None = None
     device: torch.device = HOST
     kept_under: str | None = None
+    given: Mapping[str, Arrays] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def make_stage_run(
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:
     """Returns the state before round 1; optimiser state does not pass from stage to stage."""
     trainable = with_role(params, run.roles, "trainable")
-    extras = run.parts.objective.server.init(params)
+    extras = {**run.parts.objective.server.init(params), **run.given}
     return ServerState(run.stage.name, 0, params, run.parts.optimizer.init(trainable), extras)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from server.checkpoints import Checkpoint, checkpoint_files, load_latest
 from server.coordinator import make_stage_run, quorum
 from server.evaluation import evaluator_of
 from server.events import Notice, Observer
-from server.handover import handed_over
+from server.handover import Beginning, begun
 from server.keeping import kept_on_nodes
 from server.manifest import hosts_in, make_manifest
 from server.population import (
@@ -29,8 +30,8 @@ from shared_models.arrays import Arrays, in_dtype, save_arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError, RoundError
 from shared_models.files import sha256_of, write_json
+from shared_models.stage_task import final_task, stage_task
 from shared_models.task import parameter_count
-from shared_models.tasks import load_task
 
 
 def open_run(config: Config, path: Path, *, resume: bool) -> RunFolder:
@@ -49,8 +50,8 @@ def learn(config: Config, folder: RunFolder, transport: Transport, observe: Obse
     The folder is held by who calls.
     """
     began = time.time()
-    task = load_task(config.task)
-    run = Run(config, folder, transport, observe, task, evaluator_of(config, task))
+    task = final_task(config)
+    run = Run(config, folder, transport, observe, task)
     latest = load_latest(folder.checkpoints, lambda text: observe(Notice(text)))
     if latest is None:
         folder.restart_metrics()
@@ -73,27 +74,31 @@ def learn(config: Config, folder: RunFolder, transport: Transport, observe: Obse
 
 def _run_stages(run: Run, latest: Checkpoint | None) -> Arrays:
     stages = run.config.learning_stages
-    params = in_dtype(run.task.build(run.config.seed), getattr(torch, run.config.plan.dtype))
+    task = stage_task(run.config, stages[0].name)
+    params = in_dtype(task.build(run.config.seed), getattr(torch, run.config.plan.dtype))
     first = 0 if latest is None else [s.name for s in stages].index(latest.state.stage)
     for number, stage in enumerate(stages[first:], first):
+        first_ones = Beginning(params, {})
         if number and latest is None:
-            params = handed_over(stage, run.task, params, run.config.seed)
-        params = _run_stage(run, stage, params, latest)
+            first_ones = begun(run.config, stage, params)
+        params = _run_stage(run, stage, first_ones, latest)
         latest = None  # only the first of these stages can be the one that it is about
         save_arrays(run.folder.stage_file(stage.name), params)
     return params
 
 
-def _run_stage(run: Run, stage: TrainStage, params: Arrays, latest: Checkpoint | None) -> Arrays:
+def _run_stage(run: Run, stage: TrainStage, first: Beginning, latest: Checkpoint | None) -> Arrays:
     population = _population(run)
     _write_manifest(run, population)
     if latest is not None and latest.population != population.client_ids:
         raise _changed("clients", len(latest.population), len(population))
     _require_connected(stage, population, stage.min_clients)
-    about = make_stage_run(run.config, stage, run.task, population, run.evaluate)
-    about = kept_on_nodes(about, run.transport.run_id)
+    task = stage_task(run.config, stage.name)
+    evaluate = evaluator_of(run.config, task)
+    about = make_stage_run(run.config, stage, task, population, evaluate)
+    about = replace(kept_on_nodes(about, run.transport.run_id), given=first.extras)
     _require_connected(stage, population, quorum(about))
-    return run_stage(run, about, params, latest)
+    return run_stage(run, about, first.params, latest)
 
 
 def _require_connected(stage: TrainStage, population: Population, quorum: int) -> None:

@@ -13,7 +13,6 @@ from server.best import better, has_stopped, measure
 from server.checkpoints import Checkpoint, oldest_kept, save_checkpoint
 from server.client_evaluation import Measured, as_columns, measure_on_clients
 from server.coordinator import RoundResult, StageRun, begin_stage, evaluate_round, run_round
-from server.evaluation import Evaluator
 from server.events import Notice, Observer, RoundFinished, StageStarted
 from server.manifest import Engine
 from server.memory import MemoryPeak
@@ -48,14 +47,13 @@ class Transport:
 
 @dataclass(frozen=True)
 class Run:
-    """What stays the same over the stages of a run."""
+    """What stays the same over the stages of a run; `task` is that of its final model."""
 
     config: Config
     folder: RunFolder
     transport: Transport
     observe: Observer
     task: Task
-    evaluate: Evaluator | None
     memory: MemoryPeak = field(default_factory=MemoryPeak)
 
 

@@ -17,6 +17,7 @@ VERBS = (
     "verify",
     "predict",
     "bench",
+    "compare",
     "models",
     "client",
     "doctor",

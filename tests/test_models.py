@@ -16,8 +16,10 @@ COUNTS = {
     "mnist-cnn": 347_146,
     "mnist-cnn-mcmahan": 1_663_370,
     "shakespeare-lstm": 798_720 + 265 * 76,
+    "mnist-cnn-small": 43_706,
     "watch-cnn": 57_863,
     "watch-lstm": 18_887,
+    "watch-lstm-small": 3_247,
 }
 
 

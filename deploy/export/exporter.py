@@ -31,8 +31,8 @@ from shared_models.config import Config, ExportStage
 from shared_models.datasets.dataset import Split
 from shared_models.errors import ExportError, InputError, WildflowerError, one_line
 from shared_models.files import sha256_of
+from shared_models.stage_task import final_task
 from shared_models.task import Task
-from shared_models.tasks import load_task
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
             f"`wildflower simulate {folder.path} --resume`"
         )
     origin = _origin(folder)
-    task = load_task(config.task)
+    task = final_task(config)
     model = task.model().eval()
     model.load_state_dict(load_arrays(folder.model_file))
     model.float()

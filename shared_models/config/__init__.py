@@ -4,6 +4,7 @@ Numbers are prefixed by where they act (`local_`, `server_`) and suffixed by the
 """
 
 from shared_models.config.calibration import CalibrateStage
+from shared_models.config.compression import PruneStage
 from shared_models.config.data import Data, Evaluate
 from shared_models.config.faults import Faults
 from shared_models.config.plan import Plan
@@ -27,6 +28,7 @@ __all__ = [
     "ExportStage",
     "Faults",
     "Plan",
+    "PruneStage",
     "TrainStage",
     "parse_config",
     "parse_data",

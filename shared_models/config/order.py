@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shared_models.config.calibration import CalibrateStage
+from shared_models.config.compression import PruneStage
 from shared_models.config.stages import ExportStage, Stage, TrainStage
 
 
@@ -31,6 +32,12 @@ def _kind_fault(stages: Sequence[Stage]) -> str | None:
         return "stages: one export stage is enough: it takes several formats"
     if exports and exports[0] < len(stages) - 1:
         return "stages: the export stage comes after all that learn"
+    cuts = [place for place, stage in enumerate(stages) if isinstance(stage, PruneStage)]
+    if cuts and cuts[-1] > learning[-1]:
+        return (
+            f"stages.{stages[cuts[-1]].name}: a stage that learns has to follow, e.g. of kind "
+            "'finetune': a pruned model has to find its accuracy again"
+        )
     return _calibration_fault(stages, learning) or _first_fault(stages[learning[0]])
 
 
@@ -52,8 +59,8 @@ def _calibration_fault(stages: Sequence[Stage], learning: Sequence[int]) -> str 
 
 
 def _first_fault(first: Stage) -> str | None:
-    if first.kind == "finetune":
-        return f"stages.{first.name}: a finetune stage needs a stage that learns before it"
+    if first.kind in ("finetune", "distill"):
+        return f"stages.{first.name}: a {first.kind} stage needs a stage that learns before it"
     given = [key for key in ("takes", "resets") if getattr(first, key, None)]
     if given:
         return f"stages.{first.name}.{given[0]}: there is no stage before it to go on from"

@@ -80,11 +80,13 @@ CHOICES: Mapping[str, Mapping[str, Numbers]] = MappingProxyType(
 ROUNDING: Mapping[str, Any] = MappingProxyType(
     {"weight_bits": 8, "activation_bits": 8, "weight_scales": "exported"}
 )
+TEACHING: Mapping[str, Any] = MappingProxyType({"temperature": 3.0, "alpha": 0.7})
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a stage's values with the defaults of the choices that it makes."""
     filled: dict[str, Any] = dict(ROUNDING) if values.get("quantize_aware") is True else {}
+    filled |= TEACHING if values.get("kind") == "distill" else {}
     for part, choices in CHOICES.items():
         numbers = choices.get(str(values.get(part, next(iter(choices)))), {})
         filled |= {key: value for key, value in numbers.items() if value is not None}
@@ -119,6 +121,22 @@ def quantize_fault(told: Mapping[str, Any]) -> str | None:
         return None
     given = next((key for key in ROUNDING if told[key] is not None), None)
     return given and f"{given}: is for quantize_aware = true"
+
+
+def distill_fault(told: Mapping[str, Any]) -> str | None:
+    """Returns what is missing where a student is taught, or is there where none is, or None."""
+    if told["kind"] != "distill":
+        given = next((key for key in ("student", *TEACHING) if told[key] is not None), None)
+        return given and f"{given}: is for stages of kind 'distill'"
+    if told["student"] is None:
+        return "student: is missing; it names a task of the same input and labels"
+    for key in ("takes", "resets"):
+        if told[key]:
+            return f"{key}: contradicts kind 'distill', whose student begins with new weights"
+    if told["objective"] != "fedavg" or told["quantize_aware"]:
+        key = "quantize_aware" if told["quantize_aware"] else "objective"
+        return f"{key}: contradicts kind 'distill', which has a loss of its own; finetune after it"
+    return None
 
 
 def cohort_fault(told: Mapping[str, Any]) -> str | None:

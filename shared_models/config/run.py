@@ -54,6 +54,16 @@ class Config(Table):
             raise ValueError(f": {task!r} does not exist; {did_you_mean(task, TASKS)}")
         return task
 
+    @field_validator("stages")
+    @classmethod
+    def _students_exist(cls, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        for stage in stages:
+            name = stage.student if isinstance(stage, TrainStage) else None
+            if name is not None and name not in TASKS and not is_own(name):
+                told = f"{name!r} does not exist; {did_you_mean(name, TASKS)}"
+                raise ValueError(f".{stage.name}.student: {told}")
+        return stages
+
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
         if fault := order_fault(self.stages):

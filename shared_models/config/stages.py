@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from shared_models.config.calibration import CalibrateStage
+from shared_models.config.compression import Prefixes, PruneStage
 from shared_models.config.parts import (
     AggregatorName,
     LocalOptimizerName,
@@ -18,6 +19,7 @@ from shared_models.config.parts import (
     ServerOptimizerName,
     cohort_fault,
     combination_fault,
+    distill_fault,
     number_fault,
     quantize_fault,
     with_defaults,
@@ -29,18 +31,14 @@ Bits: TypeAlias = Annotated[int, Field(ge=2, le=8)]
 QuantizeName: TypeAlias = Literal["auto", "none", "fp16", "dynamic", "int8", "int8-float"]
 
 
-Prefixes: TypeAlias = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], Field(strict=False)
-]
-
-
 class TrainStage(Table):
     """Federated training, from the weights of the stage before."""
 
     name: Name
     """Absent: the kind."""
-    kind: Literal["train", "finetune"]
-    """`finetune` is for a stage that goes on from another's weights: then they must be there."""
+    kind: Literal["train", "finetune", "distill"]
+    """`finetune` goes on from another stage's weights: they must be there. `distill` trains a
+    `student` from new weights, with another stage's model as its teacher."""
     rounds: Count
     clients_per_round: Count
     local_epochs: Count = 1
@@ -66,6 +64,12 @@ class TrainStage(Table):
     """For `quantize_aware`: how finely is rounded, 8 if absent. Exported files have 8 bits."""
     weight_scales: ScalesName | None = None
     """For `quantize_aware`: what shares a scale; `exported`, if absent, is what files have."""
+    student: str | None = None
+    """For `distill`: the task, of the same input and labels, whose model all later stages have."""
+    temperature: Positive | None = None
+    """For `distill`: how soft the teacher's answers are; 3 if absent."""
+    alpha: Fraction | None = None
+    """For `distill`: what the teacher's answers count against the labels; 0.7 if absent."""
     local_optimizer: LocalOptimizerName = "sgd"
     local_learning_rate: Positive
     local_momentum: Decay | None = None
@@ -130,7 +134,7 @@ class TrainStage(Table):
         told = dict(self)
         if fault := number_fault(told) or combination_fault(told) or cohort_fault(told):
             raise ValueError(fault)
-        if fault := quantize_fault(told):
+        if fault := quantize_fault(told) or distill_fault(told):
             raise ValueError(fault)
         if self.min_clients > self.clients_per_round:
             raise ValueError("min_clients: is more than clients_per_round")
@@ -141,7 +145,7 @@ class TrainStage(Table):
     @property
     def only_descends(self) -> bool:
         """Whether clients do nothing but descend on the task's loss, with all of the model."""
-        plain = self.objective == "fedavg" and not self.quantize_aware
+        plain = self.objective == "fedavg" and not self.quantize_aware and not self.student
         return plain and not self.personal and not self.freezes
 
     @property
@@ -170,11 +174,13 @@ class ExportStage(Table):
     latency_runs: Count = 200
 
 
-Stage: TypeAlias = TrainStage | CalibrateStage | ExportStage
+Stage: TypeAlias = TrainStage | PruneStage | CalibrateStage | ExportStage
 KINDS: Mapping[str, type[Stage]] = MappingProxyType(
     {
         "train": TrainStage,
         "finetune": TrainStage,
+        "distill": TrainStage,
+        "prune": PruneStage,
         "calibrate": CalibrateStage,
         "export": ExportStage,
     }

@@ -36,6 +36,21 @@ def small_cnn(classes: int = 10) -> ImageClassifier:
     return ImageClassifier(encoder, 64, classes)
 
 
+def smaller_cnn(classes: int = 10) -> ImageClassifier:
+    """A student of `small_cnn`: one valid 3x3 convolution of 8 channels, max-pool 2, dense 32."""
+    encoder = nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(1, 8, kernel_size=3),
+            conv_relu=nn.ReLU(),
+            pool=nn.MaxPool2d(2),
+            flatten=nn.Flatten(),
+            dense=nn.Linear(13 * 13 * 8, 32),
+            dense_relu=nn.ReLU(),
+        )
+    )
+    return ImageClassifier(encoder, 32, classes)
+
+
 def mcmahan_cnn(classes: int = 10) -> ImageClassifier:
     """The CNN of McMahan et al. 2017, section 3 (1,663,370 parameters): two 5x5 convolutions."""
     encoder = nn.Sequential(

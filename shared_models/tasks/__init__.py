@@ -18,9 +18,11 @@ TASKS = {
     "mnist-2nn": "shared_models.tasks.images:MNIST_2NN",
     "mnist-cnn": "shared_models.tasks.images:MNIST_CNN",
     "mnist-cnn-mcmahan": "shared_models.tasks.images:MNIST_CNN_MCMAHAN",
+    "mnist-cnn-small": "shared_models.tasks.images:MNIST_CNN_SMALL",
     "shakespeare-lstm": "shared_models.tasks.sequences:SHAKESPEARE_LSTM",
     "watch-cnn": "shared_models.tasks.sequences:WATCH_CNN",
     "watch-lstm": "shared_models.tasks.sequences:WATCH_LSTM",
+    "watch-lstm-small": "shared_models.tasks.sequences:WATCH_LSTM_SMALL",
 }
 
 

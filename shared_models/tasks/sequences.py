@@ -17,6 +17,7 @@ _WATCH = InputSpec(
 
 WATCH_CNN = classification("watch-cnn", "watch", _WATCH, lambda: SensorCnn(6, 100, 7))
 WATCH_LSTM = classification("watch-lstm", "watch", _WATCH, lambda: SensorLstm(6, 64, 7))
+WATCH_LSTM_SMALL = classification("watch-lstm-small", "watch", _WATCH, lambda: SensorLstm(6, 24, 7))
 SHAKESPEARE_LSTM = classification(
     "shakespeare-lstm",
     "shakespeare",

@@ -1,0 +1,60 @@
+"""What a stage trains: a run's task, as the stages before it have pruned or distilled its model.
+
+A function of the config alone: clients, the server and the exporter each compute it.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+
+from shared_models.config import Config, PruneStage, TrainStage
+from shared_models.errors import InputError
+from shared_models.objectives.distill import Teaching, distill
+from shared_models.pruning import Cut, narrowed
+from shared_models.task import Task
+from shared_models.tasks import load_task
+
+
+def stage_task(config: Config, stage_name: str) -> Task:
+    """Returns the task of a stage by its name; of a stage that prunes, what it leaves.
+
+    Raises `InputError` for a student whose input or labels are not its teacher's.
+    """
+    task = load_task(config.task)
+    for stage in config.stages:
+        if isinstance(stage, PruneStage):
+            task = replace(task, make_model=narrowed(task.make_model, cut_of(stage)))
+        elif isinstance(stage, TrainStage) and stage.student is not None:
+            teacher, task = task, _student(stage, task)
+            if stage.name == stage_name:
+                return _taught(stage, task, teacher)
+        if stage.name == stage_name:
+            break
+    return task
+
+
+def final_task(config: Config) -> Task:
+    """Returns the task whose model a run ends with."""
+    return stage_task(config, config.stages[-1].name)
+
+
+def cut_of(stage: PruneStage) -> Cut:
+    """Returns how much a stage lets stay."""
+    return Cut(stage.keep, stage.prefixes)
+
+
+def _student(stage: TrainStage, teacher: Task) -> Task:
+    student = load_task(stage.student or "")
+    for what in ("input", "labels"):
+        if getattr(student, what) != getattr(teacher, what):
+            raise InputError(
+                f"stages.{stage.name}.student: {student.name!r} has another {what} "
+                f"than {teacher.name!r}, which is to teach it"
+            )
+    return student
+
+
+def _taught(stage: TrainStage, student: Task, teacher: Task) -> Task:
+    teaching = Teaching(teacher, stage.temperature or 1.0, stage.alpha or 0.0)
+    return replace(student, objective=functools.partial(distill, teaching=teaching))
