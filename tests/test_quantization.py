@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from benchmarks.quantization import Setting, measure, table
 from clients.trainers import TRAINERS
 from clients.training import Unfit
 from deploy.cli import run
@@ -23,7 +24,7 @@ from deploy.export.exporter import attempt
 from deploy.export.formats import export
 from deploy.export.formats.graph import unpack
 from deploy.export.formats.source import Source
-from shared_models.arrays import in_dtype
+from shared_models.arrays import in_dtype, load_arrays
 from shared_models.config import parse_config
 from shared_models.errors import ConfigError, InputError
 from shared_models.files import sha256_of
@@ -235,6 +236,30 @@ def test_keys_have_defaults_and_belong_together() -> None:
     plain = FINETUNE.replace("quantize_aware = true", "weight_bits = 4")
     with pytest.raises(ConfigError, match="weight_bits: is for quantize_aware"):
         parse_config(DIGITS + plain, "x")
+
+
+def test_what_is_frozen_stays_and_is_rounded_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        DIGITS.replace("rounds = 4", "rounds = 1") + FINETUNE + 'freezes = ["encoder."]'
+    )
+    assert run(["simulate", str(path), "--out", str(tmp_path / "run")]) == 0
+    before, after = (
+        load_arrays(tmp_path / "run" / f"{name}.safetensors") for name in ("train", "finetune")
+    )
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved == ["head.bias", "head.weight"]
+
+
+def test_the_benchmark_compares_both_ways() -> None:
+    data = {"partition": "iid", "clients": 6, "max_examples_per_client": 20}
+    stage = {"clients_per_round": 3, "local_learning_rate": 0.1}
+    found = list(measure(Setting("digits-cnn", data, stage, rounds=1, more=1), [8, 2]))
+    assert [(one.bits, one.scales) for one in found] == [
+        (8, "channel"), (2, "channel"), (8, "tensor"), (2, "tensor"),
+    ]  # fmt: skip
+    assert all(0 <= one.ptq <= 1 for one in found)
+    assert table(found).count("digits-cnn") == 4
 
 
 @pytest.mark.parametrize("trainer", ["loop", "vectorised"])
