@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from benchmarks import calibration as benchmark
 from deploy.cli import run
 from deploy.edge.artefact import load_artefact
 from deploy.export.formats import converted, onnx_int8
@@ -180,3 +181,19 @@ def test_a_calibration_that_cannot_be_used_is_one_line(
     (again / "calibration.json").unlink()
     assert run(["export", str(again), "--format", "onnx", "--quantize", "int8"]) == 1
     assert "is not there yet" in capsys.readouterr().err
+
+
+def test_the_benchmark_compares_with_central_calibration(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "DRAWS", 1)
+    with benchmark.opened(finished) as trained:
+        told = [
+            row for case in benchmark.CASES[:2] for row in benchmark.measure("t", trained, case)
+        ]
+    rows = benchmark.against_central(told)
+    assert [row.clients for row in rows] == [0, 0, 12, 12]
+    assert [row.points_against_central for row in rows[:2]] == [0.0, 0.0]
+    for row in rows[2:]:
+        assert abs(row.points_against_central) < 1.0
+    assert benchmark.table(rows).count("federated, minmax") == 2
