@@ -31,6 +31,7 @@ from shared_models.stage_task import final_task, stage_task
 from shared_models.task import parameter_count
 from shared_models.tasks import load_task
 from tests.conftest import DIGITS
+from tests.fleet_in_memory import fleet, train
 from tests.test_runs import KILL_AT_WRITE, simulate, wildflower
 from tests.test_trainers import data_for, request_for, training_of
 
@@ -297,3 +298,17 @@ def test_files_are_of_the_smaller_model(
     assert told["params"] < 0.5 * parameter_count(load_task("digits-cnn"))
     assert all(artefact["passed"] for artefact in told["artefacts"])
     assert told["stages"][-1]["eval"]["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["prune", "distill"])
+def test_what_a_fleet_pruned_or_taught_is_replayed_bit_for_bit(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.py").write_text(STUDENT)
+    text = PRUNED if kind == "prune" else DIGITS + TEACH
+    config = parse_config(text.replace("rounds = 4", "rounds = 2"), "test")
+    trained = train(config, fleet(config, 71, 72), tmp_path / "fleet")[0]
+    manifest, out = str(trained.manifest_file), tmp_path / "replay"
+    assert run(["simulate", "--plan", manifest, "--out", str(out)]) == 0
+    assert sha256_of(out / "model.safetensors") == sha256_of(trained.model_file)
