@@ -93,7 +93,7 @@ def test_flipped_signs_of_a_layer_are_caught(copied: Path, name: str, capsys: Ca
 def test_swapped_labels_are_caught(copied: Path, name: str, capsys: Capsys) -> None:
     path, swapped = copied / name, ["1", "0", *"23456789"]
     edit(path, labels=swapped)
-    assert "are not those of its description" in refused(capsys, "verify", str(path))
+    assert "`labels` is not what was measured" in refused(capsys, "verify", str(path))
     inside = path.read_bytes()
     assert inside.count(b'"labels":["0","1"') == 1
     path.write_bytes(inside.replace(b'"labels":["0","1"', b'"labels":["1","0"'))
@@ -109,15 +109,17 @@ def test_another_normalisation_is_caught(
     described = load_artefact(path)
     values = {**json.loads((copied / f"{path.name}.json").read_text())["input"], **change}
     edit(path, input=values)
-    assert "are not those of its description" in refused(capsys, "verify", str(path))
-    # Even if the file and the reference are made to agree, the answers are other ones.
-    model = unpack(path.read_bytes())
-    model.metadata = [entry for entry in model.metadata if entry.name != b"wildflower"]
-    path.write_bytes(pack(model))
+    assert "`input` is not what was measured" in refused(capsys, "verify", str(path))
     reference = load_reference(copied / "reference.npz")
     meaning = meaning_of(described.labels, load_artefact(path).input)
     changed = type(reference)(reference.x, reference.y, reference.logits, meaning)
     save_reference(copied / "reference.npz", changed)
+    edit(path)
+    assert "are not those of its description" in refused(capsys, "verify", str(path))
+    # Even if the file says nothing, its answers are other ones.
+    model = unpack(path.read_bytes())
+    model.metadata = [entry for entry in model.metadata if entry.name != b"wildflower"]
+    path.write_bytes(pack(model))
     edit(path)
     shown = refused(capsys, "verify", str(path))
     assert "accuracy fell from" in shown or "agrees with torch on" in shown

@@ -37,8 +37,8 @@ def verify(path: Path) -> Artefact:
     runtimes_for(path)  # what no runtime is for has no description either
     described = load_artefact(path)
     check_hash(path, described.sha256)
-    _check_inside(path, described)
     reference = _reference_of(path, described)
+    _check_inside(path, described)
     measured = measure_everywhere(
         path, described.input, reference, described.measured[0].latency.runs
     )
