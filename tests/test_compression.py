@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clients.trainers import TRAINERS
 from deploy.cli import run
+from deploy.fleet.submit import require_one_file
 from server.handover import begun
 from server.run_folder import RunFolder
 from shared_models.arrays import Arrays, in_dtype, load_arrays
@@ -221,6 +222,14 @@ def test_a_student_of_other_labels_is_refused() -> None:
         stage_task(config, "distill")
 
 
+def test_a_students_file_travels_only_with_the_task() -> None:
+    config = parse_config(DIGITS + TEACH, "x")
+    with pytest.raises(InputError, match=r"student: small\.py does not travel to a fleet"):
+        require_one_file(config)
+    require_one_file(config.model_copy(update={"task": "small:LARGE"}))
+    require_one_file(parse_config(DIGITS, "x"))
+
+
 def taught() -> tuple[Teaching, Arrays]:
     teacher = load_task("watch-lstm")
     return Teaching(teacher, 3.0, 0.7), teacher.build(1)
@@ -286,7 +295,7 @@ def test_files_are_of_the_smaller_model(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.py").write_text(STUDENT)
     export = '[[stages]]\nkind = "export"\nformats = ["onnx"]\nlatency_runs = 5\n'
-    export += "max_accuracy_drop = 0.03\n"  # 359 examples: four of them are more than 0.01
+    export += "max_score_drop = 0.03\n"  # 359 examples: four of them are more than 0.01
     text = PRUNED if kind == "prune" else DIGITS + TEACH.replace("rounds = 3", "rounds = 25")
     path = tmp_path / "run.toml"
     path.write_text(to_toml(parse_config(text.replace("rounds = 4", "rounds = 12") + export, "x")))

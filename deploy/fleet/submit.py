@@ -107,6 +107,7 @@ def submit(remote: Runs, config: Config, run: str, folder: Path) -> Submission:
     """Starts a run on the server and makes its folder here."""
     text = to_toml(config)
     submission = Submission(remote.connection.address, run, 0)
+    require_one_file(config)
     if is_own(config.task):
         load_task(config.task)  # what is wrong with it is better told here
         file = file_of(config.task)
@@ -114,6 +115,19 @@ def submit(remote: Runs, config: Config, run: str, folder: Path) -> Submission:
     write_atomic(folder / "config.toml", text.encode())
     submission.save(folder)
     return _started(remote, submission, text, folder, resume=False)
+
+
+def require_one_file(config: Config) -> None:
+    """Raises `InputError` for a student of the user's own in another file than the run's task."""
+    for stage in config.learning_stages:
+        if stage.student is None or not is_own(stage.student):
+            continue
+        file = file_of(stage.student)
+        if not is_own(config.task) or file_of(config.task) != file:
+            raise InputError(
+                f"stages.{stage.name}.student: {file} does not travel to a fleet, the file of the "
+                "run's own task does: put both tasks into one, and name that for task, too"
+            )
 
 
 def submit_again(remote: Runs, submission: Submission, folder: Path) -> Submission:
