@@ -127,14 +127,16 @@ def answer_check(stage: CalibrateStage, task: Task, population: Population) -> C
 
     Raises `InputError` for a model whose values have no names.
     """
-    sample = torch.from_numpy(task.sample(1))
-    return _Check(stage, tuple(values_of(traced(task.model()), sample)), population)
+    values = values_of(traced(task.model()), torch.from_numpy(task.sample(1)))
+    sizes = {name: value.numel() for name, value in values.items()}
+    return _Check(stage, sizes, population)
 
 
 @dataclass(frozen=True)
 class _Check:
     stage: CalibrateStage
-    names: tuple[str, ...]
+    sizes: Mapping[str, int]
+    """How many numbers a value is, for one example."""
     population: Population
 
     def __call__(self, request: BlockRequest, partial: Partial) -> None:
@@ -153,7 +155,7 @@ class _Check:
         kinds = {RANGES, COUNTS} if self.stage.method == "percentile" else {RANGES}
         if set(told) != kinds:
             raise UpdateError(f"the reply holds {sorted(told)}, expected {sorted(kinds)}")
-        _require(told[RANGES], self.names, (len(good), 2), torch.float32)
+        _require(told[RANGES], tuple(self.sizes), (len(good), 2), torch.float32)
         for place, row in enumerate(good):
             own = {name: array[place] for name, array in told[RANGES].items()}
             try:
@@ -161,16 +163,19 @@ class _Check:
             except UpdateError as error:
                 raise UpdateError(f"client {row.client_id}: {error}") from None
         if COUNTS in kinds:
-            _require(told[COUNTS], self.names, (len(good), BINS), torch.int64)
+            _require(told[COUNTS], tuple(self.sizes), (len(good), BINS), torch.int64)
             self._check_counts(good, told[COUNTS])
 
     def _check_counts(self, good: Sequence[Row], told: Arrays) -> None:
         for name, array in told.items():
-            values = array.double().sum(1)  # in float64: what overflows int64 is no small number
+            sums = array.double().sum(1).tolist()  # what overflows int64 is no small number here
             for place, row in enumerate(good):
-                bound = 2.0**40 * min(row.examples, self.stage.examples_per_client)
-                if int(array[place].min()) < 0 or not 0 < float(values[place]) <= bound:
-                    raise UpdateError(f"client {row.client_id}: value {name}: impossible counts")
+                due = self.sizes[name] * min(row.examples, self.stage.examples_per_client)
+                if int(array[place].min()) < 0 or sums[place] != due:
+                    raise UpdateError(
+                        f"client {row.client_id}: value {name}: its counts are not those of {due} "
+                        "numbers"
+                    )
 
 
 def _require(
