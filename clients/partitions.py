@@ -106,7 +106,7 @@ def partition(split: Split, data: Data, seed: int) -> Partition:
 
 def _partition(split: Split, data: Data, seed: int) -> Partition:
     if data.partition == "natural":
-        return natural(split)
+        return in_parts(natural(split), data.parts_per_client or 1, seed)
     clients = data.clients or 0
     if data.partition == "draws":
         return draws(len(split), clients, data.examples_per_client or 0, seed)
@@ -182,6 +182,28 @@ def natural(split: Split) -> Dealt:
             "use iid, shards or dirichlet with data.clients"
         )
     return _by_owner(split.client_id, np.arange(len(split)))
+
+
+def in_parts(whole: Dealt, parts: int, seed: int) -> Dealt:
+    """Deals each client's examples out over `parts` new ones.
+
+    Client k becomes `k * parts`, `k * parts + 1` and so on. Raises `InputError` when a client has
+    fewer examples than parts.
+    """
+    if parts == 1:
+        return whole
+    if parts > whole.sizes().min():
+        raise InputError(
+            f"data.parts_per_client: {parts} parts cannot be cut from a client with "
+            f"{whole.sizes().min()} examples"
+        )
+    order = [
+        generator(seed, "partition", "parts", client_id).permutation(whole.indices(client_id))
+        for client_id in whole.client_ids.tolist()
+    ]
+    sizes = [np.diff(np.arange(parts + 1) * len(own) // parts) for own in order]
+    client_ids = (whole.client_ids[:, None] * parts + np.arange(parts)).reshape(-1)
+    return Dealt(client_ids, np.concatenate(order), _bounds(np.concatenate(sizes)))
 
 
 def at_most(whole: Partition, limit: int, seed: int) -> Dealt:

@@ -28,13 +28,13 @@ from torch.fx import Graph, GraphModule, Node, Tracer
 from torch.nn import functional
 
 from shared_models.errors import InputError, one_line
-from shared_models.models.scanned import ScannedLstm
+from shared_models.models.scanned import ScannedLstm, ScannedRnn
 from shared_models.noise import Dropout
 
 Scales: TypeAlias = Literal["exported", "tensor", "channel"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, ScannedLstm)
+RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, ScannedLstm, ScannedRnn)
 _GATES = 4
 
 

@@ -17,6 +17,8 @@ COUNTS = {
     "mnist-cnn-mcmahan": 1_663_370,
     "shakespeare-lstm": 798_720 + 265 * 76,
     "mnist-cnn-small": 43_706,
+    "text-lstm": 2_757_890,
+    "text-rnn": 2_609_666,
     "watch-cnn": 57_863,
     "watch-lstm": 18_887,
     "watch-lstm-small": 3_247,

@@ -87,6 +87,8 @@ def fits(name: str, training: Training) -> bool:
 
 
 FAST = [name for name in TRAINERS if name != "loop"]
+# Layers without a kernel of their own.
+UNFIT = {("fused", "text-rnn")}
 
 
 @pytest.mark.parametrize("task_name", TASKS)
@@ -94,7 +96,7 @@ FAST = [name for name in TRAINERS if name != "loop"]
 def test_a_trainer_equals_the_plain_loop(name: str, task_name: str) -> None:
     training = training_of(load_task(task_name))
     if not fits(name, training):
-        assert name == "low_rank"
+        assert name == "low_rank" or (name, task_name) in UNFIT
         assert task_name != "mnist-2nn"
         return
     ours, theirs = partial_of(name, training), partial_of("loop", training)

@@ -19,6 +19,8 @@ class Data(Table):
     partition: Literal["iid", "shards", "dirichlet", "natural", "draws"] = "iid"
     clients: Count | None = None
     """How many clients; absent for `natural`, where the data says so."""
+    parts_per_client: Count | None = None
+    """For `natural`: each of the data's clients is dealt out over so many, at random."""
     shards_per_client: Count = 2
     """For `shards`: how many label-sorted shards each client gets."""
     alpha: Annotated[float, Field(gt=0.0, le=1e6)] = 0.5
@@ -36,6 +38,8 @@ class Data(Table):
         if (self.partition == "draws") != (self.examples_per_client is not None):
             needs = "is missing; partition 'draws' needs a number"
             told = needs if self.partition == "draws" else f"contradicts {self.partition!r}"
+        if not natural and self.parts_per_client is not None:
+            raise ValueError(f"parts_per_client: contradicts {self.partition!r}; it is for natural")
             raise ValueError(f"examples_per_client: {told}")
         if self.partition == "draws" and self.max_examples_per_client is not None:
             raise ValueError("max_examples_per_client: contradicts examples_per_client")

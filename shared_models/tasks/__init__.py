@@ -20,6 +20,8 @@ TASKS = {
     "mnist-cnn-mcmahan": "shared_models.tasks.images:MNIST_CNN_MCMAHAN",
     "mnist-cnn-small": "shared_models.tasks.images:MNIST_CNN_SMALL",
     "shakespeare-lstm": "shared_models.tasks.sequences:SHAKESPEARE_LSTM",
+    "text-lstm": "shared_models.tasks.texts:TEXT_LSTM",
+    "text-rnn": "shared_models.tasks.texts:TEXT_RNN",
     "watch-cnn": "shared_models.tasks.sequences:WATCH_CNN",
     "watch-lstm": "shared_models.tasks.sequences:WATCH_LSTM",
     "watch-lstm-small": "shared_models.tasks.sequences:WATCH_LSTM_SMALL",

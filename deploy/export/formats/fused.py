@@ -1,8 +1,8 @@
 """Recurrent classifiers as TFLite with one fused operator a layer.
 
 A converter unrolls an LSTM over time: large on disk and in memory, slow to load.
-`UNIDIRECTIONAL_SEQUENCE_LSTM` takes the whole sequence. Its state is kept in variables:
-`reset_all_variables` begins a new sequence.
+`UNIDIRECTIONAL_SEQUENCE_LSTM` takes the whole sequence, `UNIDIRECTIONAL_SEQUENCE_RNN` is its simple
+relative. Their state is kept in variables: `reset_all_variables` begins a new sequence.
 
 Smaller weights are turned into float32 once, when the file is first run. The operator takes int8
 weights as they are too, and then quantizes every state: that was two to four times as slow on both
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from deploy.export.formats.graph import ABSENT, Graph, Operator
 from deploy.export.formats.recurrent import Dense, Recurrent
+from deploy.export.formats.recurrent import Layer as Layers
 from shared_models.errors import ExportError
 
 _RELU, _TANH = 1, 4  # of schema.ActivationFunctionType
@@ -38,10 +39,11 @@ def write_fused(model: Recurrent, shape: Sequence[int], store: Store) -> bytes:
     x = entry = graph.activation((1, *shape), np.int32 if is_tokens else np.float32)
     if model.embedding is not None:
         x = _embed(writing, model.embedding, x)
-    for lstm in model.lstms:
-        for layer in range(lstm.num_layers):
-            x = _lstm(writing, lstm, layer, x)
-    x = _last(writing, x, model.lstms[-1].hidden_size)
+    for layers in model.layers:
+        for layer in range(layers.num_layers):
+            write = _lstm if isinstance(layers, nn.LSTM) else _rnn
+            x = write(writing, layers, layer, x)
+    x = _last(writing, x, model.layers[-1].hidden_size)
     for dense in model.dense:
         x = _dense(writing, dense, x)
     return graph.to_bytes({"input": entry}, {"logits": x})
@@ -60,7 +62,7 @@ def _embed(writing: _Writing, embedding: nn.Embedding, tokens: int) -> int:
     return writing.graph.apply(Operator("GATHER", 1, "GatherOptions"), [table, tokens], out)
 
 
-def _lstm(writing: _Writing, lstm: nn.LSTM, layer: int, x: int) -> int:
+def _lstm(writing: _Writing, lstm: Layers, layer: int, x: int) -> int:
     graph, width = writing.graph, lstm.hidden_size
 
     def gates(name: str) -> list[NDArray[np.float32]]:
@@ -87,6 +89,23 @@ def _lstm(writing: _Writing, lstm: nn.LSTM, layer: int, x: int) -> int:
         "UnidirectionalSequenceLSTMOptions",
         (("fusedActivationFunction", _TANH), ("timeMajor", False)),
     )
+    return graph.apply(operator, inputs, graph.activation((1, writing.time, width)))
+
+
+def _rnn(writing: _Writing, rnn: Layers, layer: int, x: int) -> int:
+    graph, width = writing.graph, rnn.hidden_size
+
+    def numbers(name: str) -> NDArray[np.float32]:
+        return _numbers(getattr(rnn, f"{name}_l{layer}"))
+
+    bias = np.zeros(width, np.float32)
+    if rnn.bias:
+        bias = numbers("bias_ih") + numbers("bias_hh")
+    weights = [writing.store(graph, numbers(name)) for name in ("weight_ih", "weight_hh")]
+    inputs = [x, *weights, graph.constant(bias), graph.variable((1, width))]
+    activation = _RELU if getattr(rnn, "nonlinearity", "tanh") == "relu" else _TANH
+    settings = (("fusedActivationFunction", activation), ("timeMajor", False))
+    operator = Operator("UNIDIRECTIONAL_SEQUENCE_RNN", 1, "SequenceRNNOptions", settings)
     return graph.apply(operator, inputs, graph.activation((1, writing.time, width)))
 
 

@@ -3,19 +3,23 @@
 tokens -> embedding -> |
                        | -> LSTM ... LSTM -> state after the last step -> dense ... dense
 floats --------------> |
+
+Simple RNN layers may stand where an LSTM does.
 """
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.fx import Node
 
 from shared_models.errors import one_line
+
+Layer: TypeAlias = nn.LSTM | nn.RNN
 
 _RELU = {torch.relu, nn.functional.relu, "relu"}
 _IDLE = (nn.Dropout, nn.Identity)  # what does nothing once training is over
@@ -34,12 +38,12 @@ class Recurrent:
     """The layers of a recurrent classifier in order."""
 
     embedding: nn.Embedding | None
-    lstms: tuple[nn.LSTM, ...]
+    layers: tuple[Layer, ...]
     dense: tuple[Dense, ...]
 
 
 class UnknownStructureError(Exception):
-    """A model is no chain of embedding, LSTM and dense layers; the message says where."""
+    """A model is no chain of embedding, LSTM or RNN, and dense layers; the message says where."""
 
 
 def is_recurrent(model: nn.Module) -> bool:
@@ -66,14 +70,14 @@ class _Reader:
 
     def read(self, result: Any) -> Recurrent:
         dense, node = self._dense(result)
-        lstms, node = self._lstms(self._before_last_step(node))
+        layers, node = self._recurrent(self._before_last_step(node))
         layer = self._layer(node)
         embedding = layer if isinstance(layer, nn.Embedding) and layer.max_norm is None else None
         if embedding is not None:
             node = node.args[0]
         if not isinstance(node, Node) or node.op != "placeholder":
-            raise UnknownStructureError(f"{_told(node)} stands before the LSTM")
-        return Recurrent(embedding, lstms, dense)
+            raise UnknownStructureError(f"{_told(node)} stands before the first recurrent layer")
+        return Recurrent(embedding, layers, dense)
 
     def _dense(self, node: Any) -> tuple[tuple[Dense, ...], Any]:
         found: list[Dense] = []
@@ -89,29 +93,33 @@ class _Reader:
                 break
             node = node.args[0]
         if relu or not found:
-            raise UnknownStructureError("no dense layer follows the LSTM's last state")
+            raise UnknownStructureError("no dense layer follows the last state")
         return tuple(found), node
 
     def _before_last_step(self, node: Any) -> Any:
-        """Returns the LSTM whose state after the last step this is."""
+        """Returns the layer whose state after the last step this is."""
         source, key = _item(node)
         if key == -1:  # of the final states by layer
             states, first = _item(source)
+            if first == 1 and isinstance(self._layer(states), nn.RNN):
+                return states
             lstm, second = _item(states)
             if (first, second) == (0, 1):
                 return lstm
         if isinstance(key, tuple) and key[:2] == (slice(None), -1) and not any(map(_cuts, key[2:])):
-            lstm, first = _item(source)
+            layer, first = _item(source)
             if first == 0:
-                return lstm
+                return layer
         raise UnknownStructureError(f"{_told(node)} is not the state after the last step")
 
-    def _lstms(self, node: Any) -> tuple[tuple[nn.LSTM, ...], Any]:
-        found: list[nn.LSTM] = []
+    def _recurrent(self, node: Any) -> tuple[tuple[Layer, ...], Any]:
+        found: list[Layer] = []
         while True:
             layer = self._layer(node)
-            if not isinstance(layer, nn.LSTM) or len(node.args) + len(node.kwargs) != 1:
-                raise UnknownStructureError(f"{_told(node)} is not an LSTM that begins at zero")
+            if not isinstance(layer, Layer) or len(node.args) + len(node.kwargs) != 1:
+                raise UnknownStructureError(
+                    f"{_told(node)} is not an LSTM or RNN that begins at zero"
+                )
             if layer.bidirectional or layer.proj_size or not layer.batch_first:
                 raise UnknownStructureError(
                     f"{node.target} is bidirectional, projected or not batch_first"
