@@ -52,8 +52,8 @@ def round_weights(weights: Tensor, bits: int, groups: int = 1) -> Tensor:
 
     The first axis is cut into `groups` that have a scale each: 1 for all, its length for channels.
 
-    >>> round_weights(torch.tensor([0.5, -1.0]), bits=2)
-    tensor([0., -1.])
+    >>> round_weights(torch.tensor([0.5, -1.0]), bits=2).tolist()
+    [0.0, -1.0]
     """
     parts = weights.reshape(groups, -1)
     largest = parts.abs().amax(dim=1, keepdim=True)
