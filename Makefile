@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,simulation,export,edge,parquet,bench,dev
 
-.PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env edge-env clean
+.PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env edge-env images clean
 
 env: .venv/.installed
 
@@ -69,6 +69,23 @@ edge-env: .venv-tflite/.installed
 # All systems side by side, about an hour on two idle cores: make bench BENCH="--workloads W2 --repeat 1"
 bench: bench-env
 	$(BIN)/python -m benchmarks.compare $(BENCH)
+
+# The images of k8s/, a few minutes each: make images ENGINE=podman PLATFORM=linux/arm64
+# With BASE, or with an index of your own: make images IMAGE_OPTIONS="--build-arg BASE=..."
+# The server on a GPU: make image-server CUDA=1, with the index of the CUDA wheels in IMAGE_OPTIONS
+ENGINE ?= docker
+IMAGE_PREFIX ?=
+IMAGE_OPTIONS ?=
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+EXTRAS_simulation := train,simulation,cluster
+
+images: image-server image-client image-simulation
+
+image-%:
+	$(ENGINE) build --file k8s/images/Dockerfile --target $* $(if $(PLATFORM),--platform $(PLATFORM)) \
+	--build-arg EXTRAS=$(or $(EXTRAS_$*),train) --build-arg VERSION=$(VERSION) \
+	--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) \
+	--tag $(IMAGE_PREFIX)wildflower-$*$(if $(CUDA),-cuda):$(VERSION) $(IMAGE_OPTIONS) .
 
 clean:
 	rm -rf .venv .venv-pfl .venv-tflite build dist *.egg-info *.fab .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -15,7 +15,7 @@ from deploy.cli import run
 from shared_models.config import BUILTIN, parse_config
 from tests.conftest import ROOT
 
-DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DOCS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("k8s/*.md")])
 COMMAND = re.compile(r"(?m)^(?:\| `)?(wildflower [^`|\n#]*)")
 # Seconds at most, and no run folder needed.
 LIGHT = ("models", "doctor", "data list", "data info", "data fetch digits")
@@ -35,7 +35,7 @@ def test_every_command_exists_with_the_options_shown(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = shlex.split(command)[1:]
-    verb = words[:2] if words[0] in {"data", "server"} else words[:1]
+    verb = words[:2] if words[0] in {"data", "k8s", "server"} else words[:1]
     assert run([*verb, "--help"]) == 0
     known = capsys.readouterr().out
     assert all(word in known for word in words if word.startswith("-"))
