@@ -25,6 +25,7 @@ from torch import nn
 from benchmarks.command import result_path, told_in_a_line
 from benchmarks.export_table import report
 from benchmarks.machine import machine
+from deploy.edge.answers import SCORINGS
 from deploy.edge.measure import measure_parity
 from deploy.edge.quiet import quietly
 from deploy.edge.reference import Reference, meaning_of
@@ -32,6 +33,7 @@ from deploy.edge.runtimes import Model, is_installed, open_model, runtimes_for
 from deploy.export.formats import FORMATS, choose, export, objection
 from deploy.export.formats.recurrent import is_recurrent
 from deploy.export.formats.source import Source
+from deploy.export.shipping import targets_of
 from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_task_data
 from shared_models.files import write_json
@@ -83,9 +85,9 @@ class Cell:
 
     runtime: str
     version: str
-    accuracy: float
+    score: float
     agreement: float
-    max_logit_gap: float
+    max_gap: float
     p50_ms: float
     torch_ms: float
     faster: float
@@ -124,7 +126,8 @@ def train(task: Task, lesson: Lesson) -> Trained:
         chosen = np.sort(rng.choice(len(data.train), _BATCH, replace=False))
         x, y = task.input.prepare(data.train.x[chosen]), data.train.y[chosen]
         optimizer.zero_grad()
-        loss = task.loss(model(torch.from_numpy(x)), torch.from_numpy(y))
+        given = torch.from_numpy(x)
+        loss = task.loss(model(given), task.target(given, torch.from_numpy(y)))
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -138,17 +141,18 @@ def _reference(task: Task, model: nn.Module, data: Dataset, examples: int) -> Re
     test = data.test or data.train
     chosen = np.linspace(0, len(test) - 1, min(examples, len(test))).astype(np.int64)
     x = test.x[chosen]
-    logits = [
+    outputs = [
         _ask(model, task.input.prepare(part)) for part in np.array_split(x, len(x) // 100 + 1)
     ]
-    meaning = meaning_of(task.labels, task.input)
-    return Reference(x, test.y[chosen], np.concatenate(logits), meaning)
+    meaning = meaning_of(task.labels, task.input, task.answer)
+    targets = targets_of(task, task.input.prepare(x), test.y[chosen])
+    return Reference(x, targets, np.concatenate(outputs), task.answer, meaning)
 
 
 @torch.inference_mode()
 def _ask(model: nn.Module, x: NDArray[Any]) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = model(torch.from_numpy(x)).numpy()
-    return logits
+    outputs: NDArray[np.float32] = model(torch.from_numpy(x)).numpy()
+    return outputs
 
 
 def measure_task(trained: Trained, effort: Effort) -> Iterator[Row]:
@@ -199,9 +203,9 @@ def _measure(trained: Trained, path: Path, runtime: str, effort: Effort) -> Cell
     return Cell(
         runtime,
         version,
-        parity.accuracy,
+        parity.score,
         parity.agreement,
-        parity.max_logit_gap,
+        parity.max_gap,
         p50_ms=statistics.median(own),
         torch_ms=statistics.median(torchs),
         faster=statistics.median(b / a for a, b in zip(own, torchs, strict=True)),
@@ -236,8 +240,8 @@ def measure(task: Task, effort: Effort) -> dict[str, Any]:
     reference = trained.reference
     return {
         "size_bytes": trained.size_bytes,
-        "examples": len(reference.y),
-        "accuracy": float((reference.logits.argmax(1) == reference.y).mean()),
+        "examples": len(reference.x),
+        "score": SCORINGS[reference.answer].score(reference.outputs, reference.targets),
         "torch_ms": statistics.median(cell.torch_ms for row in rows for cell in row.cells),
         "rows": [asdict(row) for row in rows],
     }

@@ -24,7 +24,7 @@ def report(told: Mapping[str, Any]) -> str:
 
 def _task(name: str, task: Mapping[str, Any]) -> str:
     title = (
-        f"**{name}**: torch {task['accuracy']:.4f} on {task['examples']} examples, "
+        f"**{name}**: torch {task['score']:.4f} on {task['examples']} examples, "
         f"{three_figures(task['torch_ms'])} ms, {three_figures(task['size_bytes'] / 1000)} KB"
     )
     return f"{title}\n\n{markdown(_HEAD, [_cells(row, task) for row in task['rows']])}"
@@ -48,7 +48,7 @@ def _cell(row: Mapping[str, Any], runtime: str) -> str:
     for cell in row["cells"]:
         if cell["runtime"] == runtime:
             took, faster = three_figures(cell["p50_ms"]), three_figures(cell["faster"])
-            return f"{cell['accuracy']:.4f}, {took} ms, {faster}x"
+            return f"{cell['score']:.4f}, {took} ms, {faster}x"
     return "not installed" if runtime in row["missing"] else "not for it"
 
 

@@ -20,8 +20,9 @@ from shared_models.arrays import Arrays
 from shared_models.checks import check_metrics
 from shared_models.errors import UpdateError
 from shared_models.gradients import by_autograd
+from shared_models.measures import added_by, combined
 from shared_models.messages import BlockRequest
-from shared_models.objectives import Broadcast
+from shared_models.objectives import Batch, Broadcast
 from shared_models.partial import Partial, Row
 
 BlockEvaluator = Callable[[BlockRequest, DataOf], Partial]
@@ -40,16 +41,13 @@ def block_evaluator(training: Training, batch_size: int) -> BlockEvaluator:
 
     @torch.inference_mode()
     def measure(params: Arrays, data: ClientData) -> dict[str, float]:
-        totals: dict[str, float] = {}
+        added, sizes = [], []
         for x, y in _batches(data, batch_size):
             inputs = x.to(device, dtype if x.is_floating_point() else None)
-            outputs, targets = task.apply(model, params, inputs), y.to(device)
-            values = task.metrics(outputs, targets)
-            found = {name: float(own.sum()) for name, own in values.items()}
-            found["loss"] = float(task.loss(outputs, targets)) * len(y)
-            for name, value in found.items():
-                totals[name] = totals.get(name, 0.0) + value
-        return {name: total / len(data.y) for name, total in totals.items()}
+            outputs = task.apply(model, params, inputs)
+            added.append(added_by(task, outputs, Batch(inputs, y.to(device))))
+            sizes.append(len(y))
+        return combined(task, added, sizes)
 
     def measure_client(
         request: BlockRequest, server: Broadcast, client_id: int, data_of: DataOf

@@ -72,7 +72,8 @@ def _data_of(data_of: DataOf, kinds: Kinds, labels: int) -> DataOf:
         if kind == "crash":
             raise RuntimeError("injected crash")
         data = data_of(client_id)
-        return replace(data, y=labels - 1 - data.y) if kind == "label_flip" else data
+        flipped = kind == "label_flip" and labels > 0
+        return replace(data, y=labels - 1 - data.y) if flipped else data
 
     return own
 

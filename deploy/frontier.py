@@ -1,7 +1,8 @@
-"""Size, latency and accuracy of the files of several runs: which of them no other beats.
+"""Size, latency and score of the files of several runs: which of them no other beats.
 
-A file is on the frontier when no other is at least as small, as fast and as accurate, and better in
-one of the three. Read are `summary.json` and the artefacts' descriptions, nothing is run again.
+A file is on the frontier when no other is at least as small, as fast and as good (accuracy, mean
+IoU, R^2), and better in one of the three. Read are `summary.json` and the artefacts' descriptions,
+nothing is run again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Point:
     params: int
     size_bytes: int
     median_ms: float
-    accuracy: float
+    metric: str
+    score: float
     stream: bool = False
     frontier: bool = False
 
@@ -43,23 +45,26 @@ class Point:
 
     @property
     def _badness(self) -> tuple[float, float, float]:
-        return self.size_bytes, self.median_ms, -self.accuracy
+        return self.size_bytes, self.median_ms, -self.score
 
 
 def points_of(runs: Sequence[Path]) -> list[Point]:
     """Returns the files of these run folders, in order, and which are on the frontier.
 
-    Raises `InputError` for a folder without artefacts, and for runs that tell other labels apart.
+    Raises `InputError` for a folder without artefacts, and for runs that answer other questions.
     """
     found: list[Point] = []
-    labels: dict[tuple[str, ...], Path] = {}
+    answers: dict[tuple[str, tuple[str, ...], tuple[int, ...]], Path] = {}
     for run in runs:
         for artefact, params in _artefacts(run):
-            labels.setdefault(artefact.labels, run)
+            asked = (artefact.answer, artefact.labels, artefact.input.shape)
+            answers.setdefault(asked, run)
             found += _points(run, artefact, params)
-    if len(labels) > 1:
-        one, other, *_ = labels.values()
-        raise InputError(f"{one} and {other} tell other labels apart: they cannot be compared")
+    if len(answers) > 1:
+        one, other, *_ = answers.values()
+        raise InputError(
+            f"{one} and {other} have other labels, answers or input: they cannot be compared"
+        )
     return [_placed(point, found) for point in found]
 
 
@@ -85,7 +90,8 @@ def _points(run: Path, artefact: Artefact, params: int) -> list[Point]:
             params,
             artefact.size_bytes,
             measured.latency.median_ms,
-            measured.parity.accuracy,
+            measured.parity.metric,
+            measured.parity.score,
             artefact.stream,
         )
         for measured in artefact.measured
@@ -98,7 +104,7 @@ def _placed(point: Point, others: Sequence[Point]) -> Point:
 
 
 def draw(points: Sequence[Point]) -> Figure:
-    """Returns accuracy over size and over latency; what is on the frontier is filled."""
+    """Returns the score over size and over latency; what is on the frontier is filled."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -108,7 +114,8 @@ def draw(points: Sequence[Point]) -> Figure:
     sizes = [point.size_bytes / 1000 for point in shown]
     _scatter(left, shown, sizes, "size, KB")
     _scatter(right, shown, [point.median_ms for point in shown], "latency, median ms")
-    left.set_ylabel("accuracy of the file", color=INK)
+    names = sorted({point.metric.replace("_", " ") for point in shown})
+    left.set_ylabel(f"{', '.join(names)} of the file", color=INK)
     handles, names = left.get_legend_handles_labels()
     figure.legend(
         handles, names, loc="outside lower center", ncols=4, frameon=False, labelcolor=INK
@@ -122,7 +129,7 @@ def _scatter(axes: Any, points: Sequence[Point], x: Sequence[float], name: str) 
         colour = f"C{number % 10}"
         axes.scatter(
             [at for at, _ in own],
-            [p.accuracy for _, p in own],
+            [p.score for _, p in own],
             facecolors=[colour if p.frontier else "none" for _, p in own],
             edgecolors=colour,
             label=run,

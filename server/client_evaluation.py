@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -61,7 +61,7 @@ def measure_on_clients(run: StageRun, result: RoundResult, send: Send) -> Measur
         )
     took, seconds = time.perf_counter() - began, result.record.seconds
     seconds = replace(seconds, evaluate=seconds.evaluate + took, total=seconds.total + took)
-    told = {**summarize_rows(good), "failed": float(len(rows) - len(good))}
+    told = {**summarize_rows(good, run.costs), "failed": float(len(rows) - len(good))}
     record = replace(result.record, clients_eval=told, seconds=seconds)
     return Measured(replace(result, record=record), rows)
 
@@ -97,7 +97,7 @@ def _rows(request: BlockRequest, reply: Reply) -> tuple[Row, ...]:
     return tuple(replace(row, reason=one_line(row.reason)) for row in reply.rows)
 
 
-def summarize_rows(rows: Sequence[Row]) -> dict[str, float]:
+def summarize_rows(rows: Sequence[Row], costs: Collection[str] = ()) -> dict[str, float]:
     """Returns each metric's mean over examples, and how it is spread over clients.
 
     That is, every client counting alike: percentiles, the mean of the tenth of the clients whom
@@ -112,15 +112,18 @@ def summarize_rows(rows: Sequence[Row]) -> dict[str, float]:
     for name in dict.fromkeys(name for row in rows for name in row.metrics):
         own = [row for row in rows if name in row.metrics]
         values = np.array([row.metrics[name] for row in own])
+        less = smaller_is_better(name, costs)
         told[name] = float(np.average(values, weights=[row.examples for row in own]))
-        told |= {f"{name}_{spread}": value for spread, value in _spread(name, values)}
+        told |= {
+            f"{name}_{spread}": value for spread, value in _spread(values, less_is_better=less)
+        }
     return told
 
 
-def _spread(name: str, values: NDArray[np.float64]) -> Iterator[tuple[str, float]]:
+def _spread(values: NDArray[np.float64], *, less_is_better: bool) -> Iterator[tuple[str, float]]:
     for percent, value in zip(_PERCENTILES, np.percentile(values, _PERCENTILES), strict=True):
         yield f"p{percent}", round(float(value), 6)
-    worst_first = np.sort(values)[:: -1 if smaller_is_better(name) else 1]
+    worst_first = np.sort(values)[:: -1 if less_is_better else 1]
     yield "worst10", float(worst_first[: math.ceil(len(values) / 10)].mean())
     yield "variance", float(values.var())
 

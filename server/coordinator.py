@@ -47,7 +47,7 @@ class StageRun:
 
     `states` has what clients keep. Where their nodes keep it, under the run id `kept_under`, it has
     empty ones: who kept something that counted, and when. `given` is what the stage before hands
-    over for the objective to tell everybody, besides the weights.
+    over for the objective to tell everybody, besides the weights. Of `costs`, less is better.
     """
 
     config: Config
@@ -58,6 +58,7 @@ class StageRun:
     parts: Parts
     measures: tuple[str, ...]
     states: StateStore | None = None
+    costs: frozenset[str] = frozenset()
     device: torch.device = HOST
     kept_under: str | None = None
     given: Mapping[str, Arrays] = field(default_factory=dict)
@@ -89,7 +90,9 @@ def make_stage_run(
     parts = parts_of(stage, task, roles)
     parts = replace(parts, aggregator=placed_on(device, parts.aggregator))
     measures, own = task.measures(), None if stage.personal else evaluate
-    return StageRun(config, stage, roles, population, own, parts, measures, device=device)
+    return StageRun(
+        config, stage, roles, population, own, parts, measures, costs=task.costs, device=device
+    )
 
 
 def begin_stage(run: StageRun, params: Arrays) -> ServerState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,6 +16,8 @@ from shared_models.config import Config
 from shared_models.datasets.dataset import Split
 from shared_models.datasets.load import check_fit, load_dataset, load_task_data
 from shared_models.errors import InputError
+from shared_models.measures import added_by, combined
+from shared_models.objectives import Batch
 from shared_models.task import Task
 
 Evaluator: TypeAlias = Callable[[Arrays], dict[str, float]]
@@ -75,7 +77,7 @@ def make_evaluator(
     batch_size: int,
     autocast: torch.dtype | None = None,
 ) -> Evaluator:
-    """Returns a function from weights to `loss` and the task's metrics, means over all examples.
+    """Returns a function from weights to `loss` and the task's metrics, of all examples.
 
     With `autocast` the model runs in that dtype where torch deems it safe; what it returns is
     measured in the dtype of the weights.
@@ -93,9 +95,9 @@ def make_evaluator(
             inputs = x.to(dtype) if x.is_floating_point() else x
             with torch.autocast(device.type, autocast, enabled=autocast is not None):
                 outputs = task.apply(model, weights, inputs)
-            found.append(_measured(task, outputs.to(dtype), y))
+            found.append(added_by(task, outputs.to(dtype), Batch(inputs, y)))
             sizes.append(len(y))
-        return _means(found, sizes)
+        return combined(task, found, sizes)
 
     return evaluate
 
@@ -122,23 +124,6 @@ def _own(values: NDArray[Any], device: torch.device) -> Tensor:
     """Returns a copy in torch's memory; for a GPU it is pinned, so that nobody waits for it."""
     # numpy aligns memory less: sums in a CPU's products depend on that.
     return torch.tensor(values, pin_memory=device.type == "cuda")
-
-
-def _measured(task: Task, outputs: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Returns a batch's mean loss and the sums of its metrics, where they are: nobody waits."""
-    sums = {name: values.sum() for name, values in task.metrics(outputs, y).items()}
-    return {"loss": task.loss(outputs, y), **sums}
-
-
-def _means(found: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> dict[str, float]:
-    """Returns means over all examples of what batches of these sizes have given."""
-    means: dict[str, float] = {}
-    for name in found[0]:
-        total = 0.0
-        for value, size in zip(torch.stack([f[name] for f in found]).tolist(), sizes, strict=True):
-            total += value * size if name == "loss" else value
-        means[name] = total / sum(sizes)
-    return means
 
 
 def _to(device: torch.device, tensor: Tensor) -> Tensor:

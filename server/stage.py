@@ -171,7 +171,7 @@ class Rounds:
         record, weights = result.record, None
         if stage.early_stopping_rounds is not None or stage.keep_best:
             before = None if last is None else last.record.best
-            best = better(before, measure(record))
+            best = better(before, measure(record), self._about.costs)
             record = replace(record, best=best)
             if best is not None:
                 self._bests[record.round] = best.round

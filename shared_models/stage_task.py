@@ -46,7 +46,12 @@ def cut_of(stage: PruneStage) -> Cut:
 
 def _student(stage: TrainStage, teacher: Task) -> Task:
     student = load_task(stage.student or "")
-    for what in ("input", "labels"):
+    if teacher.answer != "classes":
+        raise InputError(
+            f"stages.{stage.name}.student: what {teacher.name!r} says are {teacher.answer}, "
+            "of which no student learns: only of classes"
+        )
+    for what in ("input", "labels", "answer"):
         if getattr(student, what) != getattr(teacher, what):
             raise InputError(
                 f"stages.{stage.name}.student: {student.name!r} has another {what} "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,35 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from shared_models.answers import Answer
 from shared_models.arrays import Arrays
 from shared_models.inputs import InputSpec
+from shared_models.measures import Pooled
 from shared_models.objectives import Ground, Objective
+
+
+def as_labelled(_: Tensor, y: Tensor) -> Tensor:
+    """Returns the labels: what a supervised model's outputs are compared with."""
+    return y
+
+
+def as_given(x: Tensor, _: Tensor) -> Tensor:
+    """Returns the input: what an autoencoder's outputs are compared with."""
+    return x
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """The part of a model that goes to devices, where that is not the whole.
+
+    * `part`: the submodule's name; `input`: what it takes.
+    * `draw(generator, n)`: n raw examples of that, to calibrate and to compare with: the dataset
+      has none.
+    """
+
+    part: str
+    input: InputSpec
+    draw: Callable[[np.random.Generator, int], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -24,9 +50,15 @@ class Task:
     * `make_model()`: a new, randomly initialised module; parameter names are `<part>.<rest>`.
     * `objective(ground)`: what a client minimises.
     * `loss(outputs, targets)`: the mean over the batch, a scalar.
-    * `metrics(outputs, targets)`: per-example values by name, each of shape `(n,)`; the first name
-      is the one that gates and reports look at.
-    * `labels`: what each output index means.
+    * `metrics(outputs, targets)`: per-example values by name, each of shape `(n,)`.
+    * `labels`: what each value of `y` means; none where it means nothing.
+    * `answer`: what the outputs are.
+    * `target(x, y)`: what they are compared with, in training and evaluation.
+    * `pooled`: metrics of a whole set, by name. The first metric, of these if there are any, is the
+      one by which rounds are judged.
+    * `costs`: names of metrics of which less is better; the loss always is one.
+    * `label_shape`: that of one example's `y`, `(h, w)` for masks.
+    * `deployed`: what of the model goes to devices, where that is not all of it.
     """
 
     name: str
@@ -37,6 +69,12 @@ class Task:
     objective: Callable[[Ground], Objective]
     loss: Callable[[Tensor, Tensor], Tensor]
     metrics: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    answer: Answer = "classes"
+    target: Callable[[Tensor, Tensor], Tensor] = as_labelled
+    pooled: Mapping[str, Pooled] = field(default_factory=dict)
+    costs: frozenset[str] = frozenset()
+    label_shape: tuple[int, ...] = ()
+    deployed: Deployed | None = None
 
     def build(self, seed: int) -> Arrays:
         """Returns the initial arrays, a pure function of `seed`."""
@@ -56,10 +94,10 @@ class Task:
 
     def measures(self) -> tuple[str, ...]:
         """Returns the names of what an evaluation tells: the task's metrics, then the loss."""
+        x, y = torch.from_numpy(self.sample(1)), torch.zeros(1, *self.label_shape).long()
         with torch.no_grad():
-            outputs = self.model().eval()(torch.from_numpy(self.sample(1)))
-        found = self.metrics(outputs, torch.zeros(1, dtype=torch.int64))
-        return (*found, "loss")
+            found = self.metrics(self.model().eval()(x), self.target(x, y))
+        return (*self.pooled, *found, "loss")
 
     def sample(self, examples: int = 2) -> NDArray[Any]:
         """Returns model input of the right shape and dtype, for tracing: zeros."""

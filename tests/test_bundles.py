@@ -139,7 +139,7 @@ def test_the_gate_of_a_bundle_is_no_looser_than_it_must_be(copied: Path) -> None
     files = read_archive(write_bundle(copied / MODEL))
     described = json.loads(files[f"{MODEL}.json"])
     gate, worst = Gate(**described["gate"]), described["measured"][0]["parity"]
-    assert gate.max_accuracy_drop <= worst["accuracy_torch"] - worst["accuracy"] + 0.011
+    assert gate.max_score_drop <= worst["score_torch"] - worst["score"] + 0.011
     assert gate.min_agreement >= min(0.95, worst["agreement"] - 0.011)
 
 

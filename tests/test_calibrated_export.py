@@ -125,7 +125,7 @@ def test_a_run_calibrates_exports_and_passes_the_gate(finished: Path) -> None:
         artefact = load_artefact(finished / "export" / name)
         assert artefact.passed
         assert artefact.notes == "calibration: federated, 12 clients, minmax"
-        assert artefact.parity.accuracy_drop <= 0.01
+        assert artefact.parity.drop <= 0.01
 
 
 def test_it_reads_no_training_data(

@@ -14,7 +14,7 @@ from shared_models.errors import InputError
 from tests.conftest import DIGITS
 
 EXPORT = '\n[[stages]]\nkind = "export"\nformats = ["onnx"]\nlatency_runs = 5\n'
-POINT = Point("a", "f", "t", "none", "r", 10, 1000, 1.0, 0.9)
+POINT = Point("a", "f", "t", "none", "r", 10, 1000, 1.0, "accuracy", 0.9)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_what_is_as_good_and_better_in_one_beats() -> None:
     assert not POINT.beats(smaller)
     assert not POINT.beats(POINT)
     assert not replace(smaller, median_ms=1.1).beats(POINT)
-    assert not replace(smaller, accuracy=0.89).beats(POINT)
+    assert not replace(smaller, score=0.89).beats(POINT)
 
 
 def test_the_table_tells_each_file_and_the_frontier(

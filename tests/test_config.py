@@ -239,4 +239,4 @@ def test_config_values_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         stage.rounds = 3  # type: ignore[misc]
     assert isinstance(stage, TrainStage)
-    assert ExportStage().max_accuracy_drop == 0.01
+    assert ExportStage().max_score_drop == 0.01

@@ -98,7 +98,7 @@ def write_images(folder: Path, exported: Path) -> tuple[list[Path], Floats]:
     (folder / "a.csv").write_text(f"{pixels}\n{row}\n")
     image = Image.fromarray((x[0] * 255 / 16).round().astype(np.uint8))
     image.save(folder / "a.png")
-    return [folder / f"a.{kind}" for kind in ("npz", "npy", "csv", "png")], reference.logits[0]
+    return [folder / f"a.{kind}" for kind in ("npz", "npy", "csv", "png")], reference.outputs[0]
 
 
 def test_predict_says_the_same_of_every_form_of_an_example(

@@ -16,7 +16,7 @@ from shared_models.tasks import load_task
 
 
 def cell(runtime: str, faster: float) -> dict[str, Any]:
-    return {"runtime": runtime, "accuracy": 0.9, "p50_ms": 2.0, "faster": faster}
+    return {"runtime": runtime, "score": 0.9, "p50_ms": 2.0, "faster": faster}
 
 
 def row(name: str, size: int, *cells: dict[str, Any], **told: Any) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def test_the_table_tells_ratios_and_why_a_cell_is_empty() -> None:
         row("tflite-int8", 0, why_not="its state stays float"),
         row("unrolled-fp32", 4000, cell("litert", 1.5)),
     ]
-    task = {"size_bytes": 2000, "examples": 10, "accuracy": 0.9, "torch_ms": 6.0, "rows": rows}
+    task = {"size_bytes": 2000, "examples": 10, "score": 0.9, "torch_ms": 6.0, "rows": rows}
     told = report({"tasks": {"a-task": task}})
     fused, why_not, _ = told.splitlines()[4:7]
     assert [part.strip() for part in fused.split("|")[1:-1]] == [
@@ -48,7 +48,7 @@ def test_the_table_tells_ratios_and_why_a_cell_is_empty() -> None:
 
 def test_a_lesson_teaches() -> None:
     reference = train(load_task("digits-cnn"), Lesson(steps=200)).reference
-    assert (reference.logits.argmax(1) == reference.y).mean() > 0.8
+    assert (reference.outputs.argmax(1) == reference.targets).mean() > 0.8
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,8 @@ def test_another_normalisation_is_caught(
     edit(path, input=values)
     assert "`input` is not what was measured" in refused(capsys, "verify", str(path))
     reference = load_reference(copied / "reference.npz")
-    meaning = meaning_of(described.labels, load_artefact(path).input)
-    changed = type(reference)(reference.x, reference.y, reference.logits, meaning)
+    meaning = meaning_of(described.labels, load_artefact(path).input, described.answer)
+    changed = replace(reference, meaning=meaning)
     save_reference(copied / "reference.npz", changed)
     edit(path)
     assert "are not those of its description" in refused(capsys, "verify", str(path))

@@ -28,6 +28,7 @@ from clients.training import (
 from shared_models.arrays import Arrays, in_dtype, to_device, with_role
 from shared_models.gradients import by_autograd
 from shared_models.objectives import Broadcast, Objective
+from shared_models.task import as_labelled
 
 
 def fused(training: Training) -> BlockTrainer:
@@ -56,8 +57,8 @@ def plain_rate(training: Training, objective: Objective) -> float:
         raise Unfit("its objective does more than descend on the task's loss")
     if objective.descent.plain_rate is None:
         raise Unfit("its local optimiser does more than step down the gradient")
-    if training.task.loss is not cross_entropy:
-        raise Unfit("its loss is not cross-entropy")
+    if training.task.loss is not cross_entropy or training.task.target is not as_labelled:
+        raise Unfit("its loss is not the cross-entropy of its labels")
     if training.autocast is not None:
         raise Unfit("its kernels know no autocast")
     if any(role == "averaged" for role in training.roles.values()):

@@ -75,7 +75,7 @@ def _stepper(training: Training, model: nn.Module, optimizer: Optimizer) -> Step
             setattr(model.get_submodule(path), leaf, tensor)
         x = channels_last(batch.x) if batch.x.ndim == 4 else batch.x
         with lower:
-            loss = training.task.loss(model(x), batch.y)
+            loss = training.task.loss(model(x), training.task.target(batch.x, batch.y))
         slope = torch.autograd.grad(loss, weights)
         with torch.no_grad():
             if optimizer.plain_rate is not None:

@@ -14,14 +14,14 @@ from deploy.cli.output import AsJson, print_json, print_table
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run folders with exported files.")],
     plot: Annotated[
-        Path | None, typer.Option(help="An .svg to draw accuracy over size and latency into.")
+        Path | None, typer.Option(help="An .svg to draw the score over size and latency into.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare the exported files of several runs: size, latency, accuracy.
+    """Compare the exported files of several runs: size, latency, score.
 
-    A star marks those that no other file beats: none is as small, as fast and as accurate, and
-    better in one of these. Nothing is run again.
+    A star marks those that no other file beats: none is as small, as fast and as good (accuracy,
+    mean IoU, R^2), and better in one of these. Nothing is run again.
 
     Example: wildflower compare runs/mnist-cnn-1 runs/prune-mnist-1 --plot frontier.svg
     """
@@ -33,7 +33,7 @@ def compare(
     if as_json:
         print_json([asdict(point) for point in points])
         return
-    columns = ("", "run", "file", "quantized", "runtime", "KB ", "ms ", "accuracy ", "parameters ")
+    columns = ("", "run", "file", "quantized", "runtime", "KB ", "ms ", "score ", "parameters ")
     print_table(
         columns,
         [
@@ -45,7 +45,7 @@ def compare(
                 p.runtime,
                 f"{p.size_bytes / 1000:.0f}",
                 f"{p.median_ms:.3f}",
-                f"{p.accuracy:.4f}",
+                f"{p.score:.4f}",
                 f"{p.params:,}",
             )
             for p in sorted(points, key=lambda p: p.size_bytes)

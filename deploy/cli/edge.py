@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deploy.edge.card import Card
     from deploy.edge.predict import Guess, Sampling
     from deploy.edge.runtimes import Model
+    from shared_models.answers import Answer
 
 Runtime = Annotated[
     str, typer.Option(help="onnxruntime, litert or tflite-runtime; the first that is installed.")
@@ -40,7 +41,7 @@ def predict(
     runtime: Runtime = "",
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a file makes of an input: labels and scores, or more of a text.
+    """Tell what a file makes of an input: labels and scores, a mask, values, or more of a text.
 
     FILE is an .onnx or .tflite file. Labels and normalisation lie beside it or in it. Needs its
     runtime only, no torch.
@@ -54,7 +55,7 @@ def predict(
     card = read_card(file)
     with open_model(file, runtime) as model:
         if generate is None:
-            _print_labels(model, card, (source, top, invert), as_json)
+            _PRINTED[card.answer](model, card, (source, top, invert), as_json)
         else:
             _print_text(model, card, source, Sampling(generate, temperature, seed), as_json)
 
@@ -74,6 +75,44 @@ def _print_labels(model: Model, card: Card, asked: tuple[str, int, bool], as_jso
             for place, (first, *others) in enumerate(guesses)
         ],
     )
+
+
+def _print_masks(model: Model, card: Card, asked: tuple[str, int, bool], as_json: bool) -> None:
+    from deploy.edge.predict import read_input, segment
+
+    source, _, invert = asked
+    masks = segment(model.predict, card, read_input(source, card, invert=invert))
+    if as_json:
+        print_json([asdict(mask) for mask in masks])
+        return
+    rows = [(place, *(f"{own:.4f}" for own in m.shares.values())) for place, m in enumerate(masks)]
+    print_table(("example ", *(f"{label} " for label in card.labels)), rows)
+
+
+def _print_values(model: Model, card: Card, asked: tuple[str, int, bool], as_json: bool) -> None:
+    from deploy.edge.predict import evaluate, read_input
+
+    source, _, invert = asked
+    found = evaluate(model.predict, card, read_input(source, card, invert=invert))
+    if as_json:
+        print_json([asdict(one) for one in found])
+        return
+    columns = ("example ", "from ", "mean ", "to ", "error against the input ")
+    rows = [
+        (
+            place,
+            *("" if v is None else f"{v:.4g}" for v in (one.low, one.mean, one.high, one.error)),
+        )
+        for place, one in enumerate(found)
+    ]
+    print_table(columns, rows)
+
+
+_PRINTED: Mapping[Answer, Callable[[Model, Card, tuple[str, int, bool], bool], None]] = {
+    "classes": _print_labels,
+    "mask": _print_masks,
+    "values": _print_values,
+}
 
 
 def _told(guesses: Sequence[Guess]) -> str:

@@ -23,8 +23,8 @@ def export(
         list[str] | None,
         typer.Option(help="auto, none, fp16, dynamic, int8 or int8-float; may be repeated."),
     ] = None,
-    max_accuracy_drop: Annotated[
-        float | None, typer.Option(help="The gate: how much accuracy a file may lose.")
+    max_score_drop: Annotated[
+        float | None, typer.Option(help="The gate: how much of its score a file may lose.")
     ] = None,
     bundle: Annotated[
         bool, typer.Option(help="Make an archive of each file that a device can use as it is.")
@@ -52,7 +52,7 @@ def export(
     asked: dict[str, Any] = {
         "formats": formats,
         "quantize": quantize,
-        "max_accuracy_drop": max_accuracy_drop,
+        "max_score_drop": max_score_drop,
     }
     stage = parse_export(base, {key: value for key, value in asked.items() if value is not None})
     artefacts = export_stage(folder, stage, lambda _: None)

@@ -16,7 +16,7 @@ def models(as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ("task", "parameters ", "input", "outputs ", "dataset")
+    columns = ("task", "parameters ", "input", "answer", "dataset")
     print_table(
         columns,
         [
@@ -24,7 +24,7 @@ def models(as_json: AsJson = False) -> None:
                 r["name"],
                 f"{r['parameters']:,}",
                 f"{r['input']} {r['dtype']}",
-                r["outputs"],
+                f"{r['outputs']} classes" if r["answer"] == "classes" else r["answer"],
                 r["dataset"],
             )
             for r in rows
@@ -48,6 +48,7 @@ def _describe(name: str) -> dict[str, Any]:
         "parameters": parameter_count(task),
         "input": list(task.input.shape),
         "dtype": task.input.dtype,
+        "answer": task.answer,
         "outputs": len(task.labels),
         "dataset": task.dataset,
     }

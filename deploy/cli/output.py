@@ -38,19 +38,19 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_artefacts(artefacts: Iterable[Mapping[str, Any]]) -> None:
     """Prints what was measured of exported files, one line for each runtime, and what was not."""
+    told = list(artefacts)
     columns = (
         "artefact",
         "quantized",
         "runtime",
         "KB ",
-        "accuracy ",
+        f"{_metric_of(told)} ",
         "torch ",
         "agree ",
         "max gap ",
         "median ms ",
         "p95 ms ",
     )
-    told = list(artefacts)
     print_table(
         columns,
         [_artefact_cells(one, measured) for one in told for measured in one.get("measured", ())],
@@ -60,6 +60,12 @@ def print_artefacts(artefacts: Iterable[Mapping[str, Any]]) -> None:
         print(f"not tried on {runtime}, which this machine lacks (`make edge-env`): {files}")
 
 
+def _metric_of(artefacts: Iterable[Mapping[str, Any]]) -> str:
+    """Returns what their scores are called, if that is one thing."""
+    names = {own["parity"]["metric"] for one in artefacts for own in one.get("measured", ())}
+    return str(names.pop()).replace("_", " ") if len(names) == 1 else "score"
+
+
 def _artefact_cells(artefact: Mapping[str, Any], measured: Mapping[str, Any]) -> tuple[str, ...]:
     parity, latency = measured["parity"], measured["latency"]
     return (
@@ -67,10 +73,10 @@ def _artefact_cells(artefact: Mapping[str, Any], measured: Mapping[str, Any]) ->
         artefact["quantization"],
         measured["runtime"],
         f"{artefact['size_bytes'] / 1000:.0f}",
-        f"{parity['accuracy']:.4f}",
-        f"{parity['accuracy_torch']:.4f}",
+        f"{parity['score']:.4f}",
+        f"{parity['score_torch']:.4f}",
         f"{parity['agreement']:.4f}",
-        f"{parity['max_logit_gap']:.3g}",
+        f"{parity['max_gap']:.3g}",
         f"{latency['median_ms']:.3f}",
         f"{latency['p95_ms']:.3f}",
     )

@@ -79,7 +79,8 @@ class Display:
                 self._progress.stop()
                 self._say(f"{event.stage}: converting, quantizing, measuring")
             case ArtefactMeasured(artefact):
-                self._say(f"exported {artefact.file}, accuracy {artefact.parity.accuracy:.4f}")
+                parity = artefact.parity
+                self._say(f"exported {artefact.file}, {parity.metric} {parity.score:.4f}")
             case StageStarted() if self._live:
                 self._start(event)
             case BlockFinished() if self._live:

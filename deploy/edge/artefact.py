@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter, ValidationError
 
 from deploy.edge.measure import Latency, Measured, Parity
+from shared_models.answers import Answer
 from shared_models.errors import ExportError, InputError, one_line
 from shared_models.files import sha256_of, write_json
 from shared_models.inputs import InputSpec
@@ -19,15 +20,15 @@ from shared_models.inputs import InputSpec
 class Gate:
     """What a file must keep to be let through."""
 
-    max_accuracy_drop: Annotated[float, Field(ge=0, le=1)]
+    max_score_drop: Annotated[float, Field(ge=0, le=1)]
     min_agreement: Annotated[float, Field(ge=0, le=1)]
 
     def objection(self, parity: Parity) -> str:
         """Returns why a file with this parity is not let through, empty if it is."""
-        if parity.accuracy_drop > self.max_accuracy_drop:
+        if parity.drop > self.max_score_drop:
             return (
-                f"accuracy fell from {parity.accuracy_torch:.4f} to {parity.accuracy:.4f}, "
-                f"more than max_accuracy_drop {self.max_accuracy_drop:g}"
+                f"{parity.metric} fell from {parity.score_torch:.4f} to {parity.score:.4f}, "
+                f"more than max_score_drop {self.max_score_drop:g}"
             )
         if parity.agreement < self.min_agreement:
             return (
@@ -52,6 +53,7 @@ class Artefact:
     size_bytes: int
     sha256: str
     task: str
+    answer: Answer
     labels: tuple[str, ...]
     input: InputSpec
     run: str

@@ -16,12 +16,19 @@ from deploy.edge.artefact import Artefact, Gate, check_hash, describe_path, load
 from deploy.edge.measure import Measured, measure_everywhere
 from deploy.edge.reference import FILE, Reference, load_reference, reference_bytes
 from deploy.edge.runtimes import SUFFIXES
+from shared_models.answers import Answer
 from shared_models.errors import ExportError
 
 SUFFIX = ".zip"
 _SUMS, _SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
 _DEVICE = Path(__file__).with_name("device")
 _SAMPLE = 100
+_ANSWERS: Mapping[Answer, str] = {
+    "classes": "tells one of {} labels",
+    "mask": "tells the class of each pixel",
+    "values": "answers with numbers",
+}
+_LABELS_ROW = "| `labels.txt` | a label a line, in the order of the outputs |\n"
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,10 @@ def _sample(reference: Reference) -> Reference:
     count = min(_SAMPLE, len(reference.x))
     spread = np.linspace(0, len(reference.x) - 1, count).astype(np.int64)
     return replace(
-        reference, x=reference.x[spread], y=reference.y[spread], logits=reference.logits[spread]
+        reference,
+        x=reference.x[spread],
+        targets=reference.targets[spread],
+        outputs=reference.outputs[spread],
     )
 
 
@@ -113,14 +123,14 @@ def _about_sample(model: Path, described: Artefact, sample: Reference, sha256: s
     """
     found = measure_everywhere(model, described.input, sample, runs=1)
     slack, gate = 1 / len(sample.x), described.gate
-    drop = max(one.parity.accuracy_drop for one in found) + slack
+    drop = max(one.parity.drop for one in found) + slack
     agreement = min(one.parity.agreement for one in found) - slack
     return replace(
         described,
         reference_sha256=sha256,
         measured=tuple(_with_latency(one, described) for one in found),
         gate=Gate(
-            max_accuracy_drop=round(min(1.0, max(gate.max_accuracy_drop, drop)), 6),
+            max_score_drop=round(min(1.0, max(gate.max_score_drop, drop)), 6),
             min_agreement=round(max(0.0, min(gate.min_agreement, agreement)), 6),
         ),
     )
@@ -136,11 +146,12 @@ def _documents(described: Artefact, sample: Reference) -> dict[str, bytes]:
     """Returns what people read: labels, examples, a README."""
     row = ",".join(f"{value:g}" for value in sample.x[0].ravel())
     texts = {
-        "labels.txt": "".join(f"{_on_one_line(label)}\n" for label in described.labels),
         "example.csv": f"{row}\n",
         "example.py": (_DEVICE / "example.py").read_text(),
         "README.md": _readme(described, len(sample.x)),
     }
+    if described.labels:
+        texts["labels.txt"] = "".join(f"{_on_one_line(label)}\n" for label in described.labels)
     if described.file.endswith(".tflite"):
         texts["example.c"] = _example_c(described)
     return {name: text.encode() for name, text in texts.items()}
@@ -151,14 +162,15 @@ def _on_one_line(label: str) -> str:
 
 
 def _example_c(described: Artefact) -> str:
-    inputs = described.input
+    inputs, told = described.input, described.labels if described.answer == "classes" else ()
     return Template((_DEVICE / "example.c").read_text()).substitute(
         model=described.file,
         size=int(np.prod(inputs.shape)),
         tokens=inputs.tokens if inputs.dtype == "int64" else 0,
         mean=", ".join(f"{value!r}f" for value in inputs.mean),
         std=", ".join(f"{value!r}f" for value in inputs.std),
-        labels=", ".join(_c_string(label) for label in described.labels),
+        labels=", ".join(_c_string(label) for label in told) or "NULL",
+        classes=int(bool(told)),
     )
 
 
@@ -182,13 +194,15 @@ def _readme(described: Artefact, sample: int) -> str:
         task=described.task,
         run=described.run,
         shape=f"`{inputs.shape}`",
-        labels=len(described.labels),
+        answer=_ANSWERS[described.answer].format(len(described.labels)),
         examples=parity.examples,
-        accuracy=f"{parity.accuracy:.4f}",
-        accuracy_torch=f"{parity.accuracy_torch:.4f}",
+        metric=parity.metric.replace("_", " "),
+        score=f"{parity.score:.4f}",
+        score_torch=f"{parity.score_torch:.4f}",
         agreement=f"{parity.agreement:.4f}",
         runtimes=", ".join(f"{one.runtime} {one.version}" for one in described.measured),
         sample=sample,
+        labels_row=_LABELS_ROW * bool(described.labels),
         c_row="| `example.c` | one example in C, for the TensorFlow Lite C API |\n" * has_c,
         mean=list(inputs.mean),
         std=list(inputs.std),

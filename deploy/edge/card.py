@@ -7,8 +7,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from deploy.edge.artefact import describe_path, load_artefact
+from deploy.edge.artefact import Artefact, describe_path, load_artefact
 from deploy.edge.metadata import read_metadata
+from shared_models.answers import Answer
 from shared_models.errors import InputError
 from shared_models.inputs import InputSpec
 
@@ -19,6 +20,12 @@ class Card:
 
     labels: tuple[str, ...]
     input: InputSpec
+    answer: Answer = "classes"
+
+
+def card_of(described: Artefact) -> Card:
+    """Returns what of a description a prediction needs."""
+    return Card(described.labels, described.input, described.answer)
 
 
 def read_card(path: Path) -> Card:
@@ -27,8 +34,7 @@ def read_card(path: Path) -> Card:
     Raises `InputError` when neither is there.
     """
     if describe_path(path).is_file():
-        described = load_artefact(path)
-        return Card(described.labels, described.input)
+        return card_of(load_artefact(path))
     return _card_inside(path)
 
 

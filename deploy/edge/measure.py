@@ -9,6 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from deploy.edge.answers import SCORINGS
 from deploy.edge.reference import Reference
 from deploy.edge.runtimes import Model, Predict, is_installed, open_model, runtimes_for
 from shared_models.errors import ExportError
@@ -19,18 +20,22 @@ _BATCH = 100
 
 @dataclass(frozen=True)
 class Parity:
-    """Agreement with torch on the same examples; `max_logit_gap` is the largest difference."""
+    """A score, and agreement with torch on the same examples.
+
+    `metric` names the score; `max_gap` is the largest difference between two outputs.
+    """
 
     examples: int
-    accuracy_torch: float
-    accuracy: float
+    metric: str
+    score_torch: float
+    score: float
     agreement: float
-    max_logit_gap: float
+    max_gap: float
 
     @property
-    def accuracy_drop(self) -> float:
-        """How much accuracy the artefact lost against torch; negative if it gained."""
-        return self.accuracy_torch - self.accuracy
+    def drop(self) -> float:
+        """How much of the score the artefact lost against torch; negative if it gained."""
+        return self.score_torch - self.score
 
 
 @dataclass(frozen=True)
@@ -53,28 +58,30 @@ class Measured:
 
 
 def measure_parity(predict: Predict, inputs: InputSpec, reference: Reference) -> Parity:
-    """Runs every reference example through the artefact and compares with torch's logits.
+    """Runs every reference example through the artefact and compares with torch's outputs.
 
     Raises `ExportError` when the file cannot be run on them or answers with other than numbers.
     """
-    logits = np.concatenate(
+    outputs = np.concatenate(
         [
             predict(inputs.prepare(reference.x[start : start + _BATCH]))
             for start in range(0, len(reference.x), _BATCH)
         ]
     )
-    if logits.shape != reference.logits.shape or not np.isfinite(logits).all():
+    expected = reference.outputs
+    if outputs.shape != expected.shape or not np.isfinite(outputs).all():
         raise ExportError(
-            f"the file answers with shape {logits.shape}, NaN or infinite values; "
-            f"torch answers with shape {reference.logits.shape}"
+            f"the file answers with shape {outputs.shape}, NaN or infinite values; "
+            f"torch answers with shape {expected.shape}"
         )
-    told, expected = logits.argmax(axis=1), reference.logits.argmax(axis=1)
+    scoring = SCORINGS[reference.answer]
     return Parity(
         examples=len(reference.x),
-        accuracy_torch=float((expected == reference.y).mean()),
-        accuracy=float((told == reference.y).mean()),
-        agreement=float((told == expected).mean()),
-        max_logit_gap=float(np.abs(logits - reference.logits).max()),
+        metric=scoring.metric,
+        score_torch=scoring.score(expected, reference.targets),
+        score=scoring.score(outputs, reference.targets),
+        agreement=scoring.agreement(outputs, expected),
+        max_gap=float(np.abs(outputs - expected).max()),
     )
 
 

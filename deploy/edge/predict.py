@@ -1,4 +1,4 @@
-"""Labels and scores for examples; text, character by character."""
+"""Labels, masks or values for examples; text, character by character."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deploy.edge.answers import classes_in
 from deploy.edge.card import Card
 from deploy.edge.examples import is_text, parse_examples, parse_text, read_bytes
 from deploy.edge.runtimes import Floats, Predict
@@ -34,11 +35,58 @@ class Sampling:
 
 def classify(predict: Predict, card: Card, raw: NDArray[Any], top: int) -> list[list[Guess]]:
     """Returns the likeliest labels of each example, at most `top` of them, the best first."""
+    if card.answer != "classes":
+        raise InputError(f"this model tells no labels of an example: its answer is a {card.answer}")
     scores = _softmax(_logits(predict, card, card.input.prepare(raw)))
     best = np.argsort(-scores, axis=1, kind="stable")[:, :top]
     return [
         [Guess(card.labels[place], float(row[place])) for place in places]
         for row, places in zip(scores, best, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The class of each pixel `(h, w)`, and each label's share of the pixels."""
+
+    pixels: list[list[int]]
+    shares: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a model answers with: numbers, in the shape that it has.
+
+    `error` is the mean squared difference to the input, where that has the same shape: what an
+    autoencoder finds unusual has a large one.
+    """
+
+    values: Any
+    low: float
+    mean: float
+    high: float
+    error: float | None
+
+
+def segment(predict: Predict, card: Card, raw: NDArray[Any]) -> list[Mask]:
+    """Returns the mask of each example."""
+    masks = classes_in(_outputs(predict, card.input.prepare(raw)))
+    return [Mask(mask.tolist(), _shares(mask, card.labels)) for mask in masks]
+
+
+def _shares(mask: NDArray[np.int64], labels: tuple[str, ...]) -> dict[str, float]:
+    return {label: float((mask == place).mean()) for place, label in enumerate(labels)}
+
+
+def evaluate(predict: Predict, card: Card, raw: NDArray[Any]) -> list[Values]:
+    """Returns the numbers that a model makes of each example."""
+    x = card.input.prepare(raw)
+    outputs = _outputs(predict, x)
+    alike = outputs.shape == x.shape
+    errors = np.square(outputs - x).reshape(len(x), -1).mean(axis=1).tolist() if alike else []
+    return [
+        Values(own.tolist(), float(own.min()), float(own.mean()), float(own.max()), error)
+        for own, error in zip(outputs, errors or [None] * len(x), strict=True)
     ]
 
 
@@ -59,7 +107,8 @@ def read_prompt(source: str, card: Card) -> str:
 
 def takes_text(card: Card) -> bool:
     """Whether a model predicts characters from characters."""
-    return card.input.dtype == "int64" and all(len(label) == 1 for label in card.labels)
+    characters = card.input.dtype == "int64" and card.answer == "classes"
+    return characters and all(len(label) == 1 for label in card.labels)
 
 
 def encode(card: Card, text: str) -> NDArray[np.int64]:
@@ -85,12 +134,18 @@ def generate(predict: Predict, card: Card, prompt: str, how: Sampling) -> Iterat
         window = np.append(window[:, 1:], [[place]], axis=1)
 
 
+def _outputs(predict: Predict, x: NDArray[Any]) -> Floats:
+    outputs = np.concatenate([predict(x[place : place + 100]) for place in range(0, len(x), 100)])
+    if len(outputs) != len(x) or outputs.ndim < 2 or not np.isfinite(outputs).all():
+        raise ExportError(f"the file answers with shape {outputs.shape}, NaN or infinite values")
+    return outputs
+
+
 def _logits(predict: Predict, card: Card, x: NDArray[Any]) -> Floats:
-    logits = np.concatenate([predict(x[place : place + 100]) for place in range(0, len(x), 100)])
-    if logits.shape != (len(x), len(card.labels)) or not np.isfinite(logits).all():
+    logits = _outputs(predict, x)
+    if logits.shape != (len(x), len(card.labels)):
         raise ExportError(
-            f"the file answers with shape {logits.shape}, NaN or infinite values; "
-            f"it has {len(card.labels)} labels"
+            f"the file answers with shape {logits.shape}; it has {len(card.labels)} labels"
         )
     return logits
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from deploy.edge.runtimes import Floats
+from shared_models.answers import Answer
 from shared_models.errors import InputError, one_line
 from shared_models.files import write_atomic
 from shared_models.inputs import InputSpec
@@ -21,30 +23,33 @@ FILE = "reference.npz"
 
 @dataclass(frozen=True)
 class Reference:
-    """Raw examples `x`, their labels `y`, and torch's logits `(n, classes)`.
+    """Raw examples `x`, what is right for them, and torch's outputs; an example a row in each.
 
-    `meaning` is JSON: what the outputs are called, and how a raw example becomes input.
+    `answer` is what the outputs are. `meaning` is JSON: what they are called, and how a raw example
+    becomes input.
     """
 
     x: NDArray[Any]
-    y: NDArray[np.int64]
-    logits: Floats
+    targets: NDArray[Any]
+    outputs: Floats
+    answer: Answer
     meaning: str
 
-    def objection(self, labels: tuple[str, ...], inputs: InputSpec) -> str:
-        """Returns what of a description is not what was measured, empty if nothing."""
-        if meaning_of(labels, inputs) == self.meaning:
+    def objection(self, meaning: str) -> str:
+        """Returns which part of a meaning is not what was measured, empty if none is."""
+        if meaning == self.meaning:
             return ""
+        theirs = json.loads(meaning)
         try:
-            meant = json.loads(self.meaning)["labels"]
-        except (ValueError, TypeError, KeyError):
-            meant = None
-        return "input" if meant == list(labels) else "labels"
+            ours = dict(json.loads(self.meaning))
+        except (ValueError, TypeError):
+            ours = {}
+        return next((name for name in theirs if theirs[name] != ours.get(name)), "input")
 
 
-def meaning_of(labels: tuple[str, ...], inputs: InputSpec) -> str:
-    """Returns labels and input as the reference keeps them: a file that mixes them up is caught."""
-    return json.dumps({"labels": labels, "input": asdict(inputs)})
+def meaning_of(labels: tuple[str, ...], inputs: InputSpec, answer: Answer) -> str:
+    """Returns what a file means as the reference keeps it: one that mixes it up is caught."""
+    return json.dumps({"labels": labels, "input": asdict(inputs), "answer": answer})
 
 
 def save_reference(path: Path, reference: Reference) -> None:
@@ -63,7 +68,9 @@ def load_reference(path: Path) -> Reference:
     """Reads a reference; raises `InputError` when it is missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return Reference(file["x"], file["y"], file["logits"], str(file["meaning"]))
+            answer: Answer = TypeAdapter(Answer).validate_python(str(file["answer"]))
+            told = str(file["meaning"])
+            return Reference(file["x"], file["targets"], file["outputs"], answer, told)
     except FileNotFoundError:
         raise InputError(
             f"{path}: is missing; it lies beside the artefact in the run folder"

@@ -19,7 +19,7 @@ from shared_models.errors import ExportError, InputError, did_you_mean
 
 Floats: TypeAlias = NDArray[np.float32]
 Predict: TypeAlias = Callable[[NDArray[Any]], Floats]
-"""From model input `(n, ...)` to logits `(n, classes)`."""
+"""From model input `(n, ...)` to outputs, an example a row."""
 
 OLD_PYTHON = "WILDFLOWER_TFLITE_PYTHON"
 """Names an interpreter that has tflite-runtime, in the place of the checkout's `.venv-tflite`."""

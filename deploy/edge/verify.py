@@ -8,9 +8,9 @@ from pathlib import Path
 
 from deploy.edge.artefact import Artefact, check_hash, load_artefact, objection
 from deploy.edge.bundle import open_bundle
-from deploy.edge.card import Card, card_inside
+from deploy.edge.card import card_inside, card_of
 from deploy.edge.measure import measure_everywhere, not_tried
-from deploy.edge.reference import FILE, Reference, load_reference
+from deploy.edge.reference import FILE, Reference, load_reference, meaning_of
 from deploy.edge.runtimes import runtimes_for
 from shared_models.errors import ExportError, InputError, WildflowerError
 
@@ -50,8 +50,8 @@ def verify(path: Path) -> Artefact:
 def _check_inside(path: Path, described: Artefact) -> None:
     """Raises `ExportError` when the file says something else of itself than its description."""
     inside = card_inside(path)
-    if inside not in {None, Card(described.labels, described.input)}:
-        raise ExportError(f"{path}: its labels or input are not those of its description")
+    if inside not in {None, card_of(described)}:
+        raise ExportError(f"{path}: its answer, labels or input are not those of its description")
 
 
 def _reference_of(path: Path, described: Artefact) -> Reference:
@@ -61,6 +61,7 @@ def _reference_of(path: Path, described: Artefact) -> Reference:
     reference = load_reference(beside)
     if not described.input.fits(reference.x.shape[1:]):
         raise InputError(f"{path}: its description takes input of another shape than {beside} has")
-    if other := reference.objection(described.labels, described.input):
+    meaning = meaning_of(described.labels, described.input, described.answer)
+    if other := reference.objection(meaning):
         raise ExportError(f"{path}: its description's `{other}` is not what was measured")
     return reference

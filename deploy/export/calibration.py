@@ -37,10 +37,16 @@ def calibration_of(
 ) -> Calibration:
     """Returns what a run's calibrate stage left; without one, training examples, never test data.
 
+    A part whose input is drawn needs no data for it.
+
     Raises `ExportError` when that stage has not finished, or its file is damaged or of another
     model.
     """
     config = folder.config()
+    if task.deployed is not None:
+        rng = generator(config.seed, stage.name, "calibration")
+        drawn = task.deployed.draw(rng, stage.calibration_examples)
+        return Calibration(task.deployed.input.prepare(drawn), f"drawn, {len(drawn)} examples")
     if config.calibrate_stage is not None:
         return _federated(folder, task, weights_sha256)
     train = load_task_data(task, config.data.name, config.data.root).train

@@ -10,25 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import nn
-
 from deploy.edge.artefact import Artefact, Gate, objection, save_artefact
 from deploy.edge.measure import Measured, measure_everywhere, not_tried
 from deploy.edge.quiet import quietly
-from deploy.edge.reference import FILE, Reference, meaning_of, save_reference
+from deploy.edge.reference import FILE, Reference, save_reference
 from deploy.edge.runtimes import runtimes_for
 from deploy.export.calibration import Calibration, calibration_of
 from deploy.export.formats import FORMATS, choose, export
 from deploy.export.formats.metadata import fill_in, reserve
 from deploy.export.formats.source import Made, Source
-from server.evaluation import evaluation_split
+from deploy.export.shipping import Shipped, reference_of, shipped
 from server.run_folder import UNFINISHED, RunFolder
 from shared_models.arrays import load_arrays
-from shared_models.config import Config, ExportStage
-from shared_models.datasets.dataset import Split
+from shared_models.config import ExportStage
 from shared_models.errors import ExportError, InputError, WildflowerError, one_line
 from shared_models.files import sha256_of
 from shared_models.stage_task import final_task
@@ -36,7 +30,7 @@ from shared_models.task import Task
 
 T = TypeVar("T")
 
-_PARITY_BYTES = 250  # what one runtime's parity takes of the metadata
+_PARITY_BYTES = 300  # what one runtime's parity takes of the metadata
 
 
 @dataclass(frozen=True)
@@ -62,7 +56,7 @@ class Subject:
     """A trained model, and what it takes to export it and to compare the files with it."""
 
     task: Task
-    model: nn.Module
+    shipped: Shipped
     origin: Origin
     calibration: Calibration
     reference: Reference
@@ -76,13 +70,15 @@ def export_run(
     Every file is written, executed and described before the gate speaks, so that nothing is lost.
     """
     subject = _load_subject(folder, stage)
-    names = choose(subject.model, stage.formats, stage.quantize)
+    names = choose(subject.shipped.model, stage.formats, stage.quantize)
     folder.export.mkdir(exist_ok=True)
     save_reference(folder.export / FILE, subject.reference)
     made = []
     with tempfile.TemporaryDirectory(dir=folder.export, prefix=UNFINISHED) as workshop:
         told = subject.calibration
-        source = Source(subject.model, told.examples, Path(workshop), told.ranges, told.text)
+        source = Source(
+            subject.shipped.model, told.examples, Path(workshop), told.ranges, told.text
+        )
         for name in names:
             artefact = _finish(subject, stage, _write(source, name), folder.export)
             observe(artefact)
@@ -105,12 +101,13 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
     model = task.model().eval()
     model.load_state_dict(load_arrays(folder.model_file))
     model.float()
+    ours = shipped(task, model)
     return Subject(
         task,
-        model,
+        ours,
         origin,
         calibration_of(folder, stage, task, origin.weights_sha256),
-        _reference(config, task, model, stage),
+        reference_of(config, stage, task, ours),
     )
 
 
@@ -124,34 +121,6 @@ def _origin(folder: RunFolder) -> Origin:
     last = folder.records()[-1]
     kept = last.best if folder.config().learning_stages[-1].keep_best else None
     return Origin(folder.path.resolve().name, kept.round if kept else last.round, weights)
-
-
-def _reference(config: Config, task: Task, model: nn.Module, stage: ExportStage) -> Reference:
-    split = evaluation_split(config, task)
-    if split is None:
-        raise ExportError(
-            "export needs test data to measure its files on: "
-            "set evaluate.data to 'test' or to a path ending in .npz"
-        )
-    count = min(stage.test_examples, len(split))
-    spread = np.linspace(0, len(split) - 1, count).astype(np.int64)
-    return Reference(
-        split.x[spread],
-        split.y[spread],
-        _logits(task, model, split, spread),
-        meaning_of(task.labels, task.input),
-    )
-
-
-@torch.inference_mode()
-def _logits(
-    task: Task, model: nn.Module, split: Split, index: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    parts = [
-        model(torch.from_numpy(task.input.prepare(split.x[part]))).numpy()
-        for part in np.array_split(index, max(1, len(index) // 100))
-    ]
-    return np.concatenate(parts)
 
 
 def _write(source: Source, name: str) -> Written:
@@ -190,9 +159,11 @@ def _finish(subject: Subject, stage: ExportStage, written: Written, folder: Path
     path, told = written.path, _told(subject, written)
     room = len(_text(told)) + _PARITY_BYTES * len(runtimes_for(path))
     reserve(path, room)
-    measured = measure_everywhere(path, subject.task.input, subject.reference, stage.latency_runs)
+    measured = measure_everywhere(
+        path, subject.shipped.input, subject.reference, stage.latency_runs
+    )
     fill_in(path, _text({**told, "measured": [_parity(one) for one in measured]}), room)
-    gate = Gate(stage.max_accuracy_drop, stage.min_agreement)
+    gate = Gate(stage.max_score_drop, stage.min_agreement)
     artefact = Artefact(
         **told,
         file=path.name,
@@ -219,8 +190,9 @@ def _told(subject: Subject, written: Written) -> dict[str, Any]:
         "notes": written.made.notes,
         "stream": written.format.startswith("tflite-stream"),
         "task": task.name,
+        "answer": task.answer,
         "labels": task.labels,
-        "input": task.input,
+        "input": subject.shipped.input,
         **asdict(subject.origin),
     }
 

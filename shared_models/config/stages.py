@@ -163,8 +163,8 @@ class ExportStage(Table):
     """`tflite-stream`: one time step of a recurrent model, whose state the file keeps."""
     quantize: Annotated[tuple[QuantizeName, ...], Field(min_length=1)] = ("auto",)
     """`auto`: fp32 (`none`), and the int8 that was measured to suit such a model."""
-    max_accuracy_drop: Fraction = 0.01
-    """The gate: a file that loses more accuracy against torch fails the run."""
+    max_score_drop: Fraction = 0.01
+    """The gate: a file whose score (accuracy, mean IoU, R^2) loses more against torch fails."""
     min_agreement: Fraction = 0.95
     """The gate: a file that agrees with torch on fewer test examples fails the run."""
     calibration_examples: Count = 200

@@ -87,7 +87,12 @@ def check_fit(task: Task, name: str, split: Split) -> None:
             f"dataset {name!r} has examples of shape {shape}, "
             f"task {task.name!r} takes {task.input.shape}"
         )
-    if split.y.max() >= len(task.labels):
+    if split.y.shape[1:] != task.label_shape:
+        raise InputError(
+            f"dataset {name!r} has labels of shape {split.y.shape[1:]}, "
+            f"task {task.name!r} takes {task.label_shape}"
+        )
+    if task.labels and split.y.max() >= len(task.labels):
         raise InputError(
             f"dataset {name!r} has label {split.y.max()}, "
             f"task {task.name!r} has {len(task.labels)} labels"

@@ -34,6 +34,7 @@ from shared_models.objectives import (
 )
 from shared_models.objectives.local import Local, LocalTraining
 from shared_models.partial import ClientState
+from shared_models.task import as_labelled
 
 if TYPE_CHECKING:
     from shared_models.task import Task
@@ -65,7 +66,7 @@ def extras_of(teacher: Arrays) -> Extras:
 
 def distill(ground: Ground, teaching: Teaching) -> Objective:
     """Returns the objective of the task's model as the student of another's."""
-    soft = replace(ground.task, loss=_loss(teaching, ground.task))
+    soft = replace(ground.task, loss=_loss(teaching, ground.task), target=as_labelled)
     training = LocalTraining(replace(ground, task=soft))
     teacher = _teacher(teaching.teacher, ground.task)
 
@@ -75,7 +76,8 @@ def distill(ground: Ground, teaching: Teaching) -> Objective:
     def step(local: Taught, batch: Batch, noise: Noise) -> tuple[Taught, Metrics]:
         with torch.no_grad():
             said = functional_call(teacher, local.teacher, (batch.x,))
-        targets = Batch(batch.x, (batch.y, said))  # type: ignore[arg-type]  # for `_loss` alone
+        hard = ground.task.target(batch.x, batch.y)
+        targets = Batch(batch.x, (hard, said))  # type: ignore[arg-type]  # for `_loss` alone
         way, metrics = training.step(local.way, targets, noise)
         return local._replace(way=way), metrics
 

@@ -88,12 +88,13 @@ class LocalTraining:
         self, local: Local, batch: Batch, noise: Noise, correct: Correct = as_it_is
     ) -> tuple[Local, Metrics]:
         """Takes one step; the metric is the loss, the mean over the batch."""
+        targets = self._ground.task.target(batch.x, batch.y)
 
         def loss_of(params: Arrays) -> tuple[Tensor, Arrays]:
             # BatchNorm writes its statistics in place: it gets its own copy, returned as a value.
             own = {name: tensor.clone() for name, tensor in local.buffers.items()}
             outputs = functional_call(self._model, {**params, **own, **noise}, (batch.x,))
-            return self._ground.task.loss(outputs, batch.y), own
+            return self._ground.task.loss(outputs, targets), own
 
         slope, loss, buffers = self._ground.gradient(loss_of, local.params)
         slope = correct(slope, local.params)

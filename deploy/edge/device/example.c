@@ -1,4 +1,4 @@
-/* Tells the best label of one raw example: numbers on standard input, spaces or commas between.
+/* Tells the best label, or else the numbers, of one raw example: numbers on standard input, spaces or commas between.
 
    cc -std=c99 example.c -o example -ltensorflowlite_c -lm
    ./example $model < example.csv
@@ -16,6 +16,7 @@
 #define TOKENS $tokens
 static const float mean[] = {$mean};
 static const float std[] = {$std};
+#define CLASSES $classes /* 0: its answer is numbers */
 static const char *const labels[] = {$labels};
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 
@@ -56,11 +57,12 @@ static size_t length(const TfLiteTensor *tensor) {
   return count;
 }
 
-/* Returns the i-th output. The best stays the best without its scale, which is positive. */
+/* Returns the i-th output. */
 static float get(const TfLiteTensor *tensor, size_t i) {
+  TfLiteQuantizationParams q = TfLiteTensorQuantizationParams(tensor);
   const void *data = TfLiteTensorData(tensor);
-  return TfLiteTensorType(tensor) == kTfLiteInt8 ? (float)((const int8_t *)data)[i]
-                                                 : ((const float *)data)[i];
+  if (TfLiteTensorType(tensor) != kTfLiteInt8) return ((const float *)data)[i];
+  return q.scale * (float)(((const int8_t *)data)[i] - q.zero_point);
 }
 
 int main(int argc, char **argv) {
@@ -82,9 +84,11 @@ int main(int argc, char **argv) {
 
   const TfLiteTensor *output = TfLiteInterpreterGetOutputTensor(interpreter, 0);
   size_t best = 0;
-  for (size_t i = 1; i < COUNT(labels) && i < length(output); ++i)
-    if (get(output, i) > get(output, best)) best = i;
-  printf("%s\n", labels[best]);
+  for (size_t i = 0; i < length(output); ++i) {
+    if (!CLASSES) printf("%g\n", get(output, i));
+    if (i < COUNT(labels) && get(output, i) > get(output, best)) best = i;
+  }
+  if (CLASSES) printf("%s\n", labels[best]);
 
   TfLiteInterpreterDelete(interpreter);
   TfLiteModelDelete(model);

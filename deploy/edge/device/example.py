@@ -1,4 +1,4 @@
-"""Tells the label of each example in an .npz or .npy file of raw examples.
+"""Tells the label, or else the numbers, for each example in an .npz or .npy of raw examples.
 
 python3 example.py [FILE]    needs numpy and tflite-runtime, ai-edge-litert or onnxruntime
 """
@@ -36,7 +36,8 @@ def run_tflite(model, x):
         for part in one.reshape(-1, *entry["shape"]):  # a stream takes one time step at once
             interpreter.set_tensor(entry["index"], part)
             interpreter.invoke()
-        outputs.append(interpreter.get_tensor(end["index"])[0])
+        output, (scale, zero) = interpreter.get_tensor(end["index"])[0], end["quantization"]
+        outputs.append((output.astype(np.float32) - zero) * scale if scale else output)
     return outputs
 
 
@@ -51,4 +52,9 @@ if __name__ == "__main__":
     if spec["dtype"] == "float32":
         x = (x - np.float32(spec["mean"])) / np.float32(spec["std"])
     for outputs in (run_onnx if model.suffix == ".onnx" else run_tflite)(model, x):
-        print(about["labels"][np.argmax(outputs)])
+        if about["answer"] == "classes":
+            print(about["labels"][np.argmax(outputs)])
+        elif about["answer"] == "mask":
+            print(*(np.argmax(outputs, 0) if len(outputs) > 1 else outputs > 0).astype(int).ravel())
+        else:
+            print(*np.ravel(outputs))

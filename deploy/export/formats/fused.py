@@ -46,7 +46,7 @@ def write_fused(model: Recurrent, shape: Sequence[int], store: Store) -> bytes:
     x = _last(writing, x, model.layers[-1].hidden_size)
     for dense in model.dense:
         x = _dense(writing, dense, x)
-    return graph.to_bytes({"input": entry}, {"logits": x})
+    return graph.to_bytes({"input": entry}, {"output": x})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from deploy.export.formats.source import Made, Source
 
-INPUT, OUTPUT = "input", "logits"
+INPUT, OUTPUT = "input", "output"
 
 
 def write(source: Source, path: Path) -> Made:
