@@ -114,6 +114,11 @@ def _partition(split: Split, data: Data, seed: int) -> Partition:
         raise InputError(f"data.clients: {clients} clients cannot share {len(split)} examples")
     if data.partition == "iid":
         return iid(len(split), clients, seed)
+    if split.y.ndim > 1:
+        raise InputError(
+            f"data.partition: {data.partition!r} needs data with one label an example; "
+            "use iid, draws or natural"
+        )
     if data.partition == "shards":
         return shards(split.y, clients, data.shards_per_client, seed)
     return dirichlet(split.y, clients, data.alpha, seed)
@@ -236,5 +241,11 @@ def _bounds(sizes: Indices) -> Indices:
 def label_counts(
     split: Split, whole: Partition, labels: int, client_ids: Sequence[int]
 ) -> NDArray[np.int64]:
-    """Returns how many examples of each label the clients own: `(len(client_ids), labels)`."""
-    return np.stack([np.bincount(split.y[whole.indices(k)], minlength=labels) for k in client_ids])
+    """Returns how many examples of each label the clients own: `(len(client_ids), labels)`.
+
+    Of masks it counts pixels, of boxes just these.
+    """
+    own = [split.y[whole.indices(k)] for k in client_ids]
+    if split.holds_boxes:
+        return np.array([[(y[..., 2] > y[..., 0]).sum()] for y in own], np.int64)
+    return np.stack([np.bincount(y.reshape(-1), minlength=labels) for y in own])

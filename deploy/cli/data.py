@@ -131,7 +131,8 @@ def _describe(
     name: str, dataset: Dataset, data: Data, whole: Partition, show: int
 ) -> dict[str, Any]:
     labels = CATALOG[name].labels if name in CATALOG else ()
-    width = max(len(labels), int(dataset.train.y.max()) + 1)
+    highest = 0 if dataset.train.holds_boxes else int(dataset.train.y.max())
+    width = max(len(labels), highest + 1)
     shown = whole.client_ids[:show].tolist()
     counts = label_counts(dataset.train, whole, width, shown)
     sizes = whole.sizes()

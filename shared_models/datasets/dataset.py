@@ -41,7 +41,11 @@ class Windows:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples with labels `y` of shape `(n,)` and, where the data says so, whose each one is."""
+    """Examples with labels `y` and, where the data says so, whose each one is.
+
+    `y` is `(n,)`, or `(n, h, w)` for masks, or `(n, k, 4)` for boxes: left, top, right, bottom in
+    pixels, filled with zeros.
+    """
 
     x: Examples
     y: NDArray[np.int64]
@@ -49,6 +53,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def holds_boxes(self) -> bool:
+        """Whether labels are boxes; no mask is four pixels wide."""
+        return self.y.ndim == 3 and self.y.shape[2] == 4
 
 
 @dataclass(frozen=True)

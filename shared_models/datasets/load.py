@@ -14,6 +14,7 @@ from shared_models.datasets.catalog import CATALOG, Entry
 from shared_models.datasets.dataset import Dataset, Split
 from shared_models.datasets.fetch import cache_folder, cached, check_hash, fetch
 from shared_models.datasets.npz import read_npz
+from shared_models.datasets.voc import read_voc
 from shared_models.errors import DataError, InputError, WildflowerError, did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -24,15 +25,18 @@ if TYPE_CHECKING:
 def load_dataset(name: str, root: str | None = None) -> Dataset:
     """Returns a dataset of the catalog, or a user's own `.npz`, fetching it if it is not cached.
 
+    A name that ends in / is a user's own folder of images with boxes (Pascal VOC).
     `root` is a folder with files that the user already has: the registry's file, or what is in it.
     Raises `InputError` for an unknown name, `DataError` when it cannot be had or is damaged.
     """
     if name.endswith(".npz"):
         return read_npz(Path(name))
+    if name.endswith("/"):
+        return read_voc(Path(name))
     if name not in CATALOG:
         raise InputError(
             f"dataset {name!r} does not exist; {did_you_mean(name, CATALOG)}, "
-            "or a path ending in .npz"
+            "or a path ending in .npz, or in / for a folder of images with boxes"
         )
     entry = CATALOG[name]
     if root is None:

@@ -1,4 +1,7 @@
-"""Bring your own: an `.npz` with `x`, `y` and, if you like, `client_id`, `x_test`, `y_test`."""
+"""Bring your own: an `.npz` with `x`, `y` and, if you like, `client_id`, `x_test`, `y_test`.
+
+`y` is a whole number an example, a mask of them `(n, h, w)`, or boxes in whole pixels `(n, k, 4)`.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def _split(
     _check_examples(path, x_name, x)
     return Split(
         x,
-        _integers(path, y_name, y, len(x)),
+        _labels(path, y_name, y, len(x)),
         None if client_id is None else _integers(path, "client_id", client_id, len(x)),
     )
 
@@ -64,7 +67,7 @@ def _split(
 def check_split(where: str, x: NDArray[Any], y: NDArray[Any]) -> Split:
     """Returns examples and labels that come from elsewhere; `InputError` when they are unfit."""
     _check_examples(where, "x", x)
-    return Split(x, _integers(where, "y", y, len(x)))
+    return Split(x, _labels(where, "y", y, len(x)))
 
 
 def _check_examples(path: Path | str, name: str, x: NDArray[Any]) -> None:
@@ -74,6 +77,13 @@ def _check_examples(path: Path | str, name: str, x: NDArray[Any]) -> None:
         )
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise InputError(f"{path}: {name!r} holds NaN or infinite values")
+
+
+def _labels(path: Path | str, name: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
+    """Returns labels of one or more numbers an example; the task says how many it takes."""
+    if values.ndim < 2 or len(values) != length:
+        return _integers(path, name, values, length)
+    return _integers(path, name, values.reshape(-1), values.size).reshape(values.shape)
 
 
 def _integers(path: Path | str, name: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
