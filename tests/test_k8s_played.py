@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ def longer(docs: list[Doc]) -> list[Doc]:
     return docs
 
 
-def records(player: Player) -> list[dict[str, object]]:
+def records(player: Player) -> list[dict[str, Any]]:
     runs = player.claim("wildflower-server") / "server/runs"
     lines = [line for p in runs.glob("*/metrics.jsonl") for line in p.read_text().splitlines()]
     return [json.loads(line) for line in lines]
@@ -99,6 +100,7 @@ def test_a_cluster_trains_though_its_pods_are_killed(player: Player) -> None:
             print(owner, player.logs(owner), sep="\n")
     assert player.code(SUBMIT) == 0
     assert [record["round"] for record in records(player)] == list(range(1, ROUNDS + 1))
+    assert records(player)[-1]["train_loss"] < 0.5
     home = player.claim("wildflower-runs") / "demo"
     assert json.loads((home / "summary.json").read_text())["status"] == "done"
     assert (home / "model.safetensors").is_file()
