@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from deploy.cli import run
 from deploy.fleet.health import Health, HealthAddress
-from deploy.fleet.home import ServerHome, create_home
+from deploy.fleet.home import ServerHome, create_home, renew_certificate
 from deploy.fleet.node_keys import make_node_key
 from deploy.fleet.registry import add_client, remove_client
 from shared_models.errors import InputError
@@ -100,6 +101,23 @@ def test_mounted_keys_make_a_server_and_are_only_read(origin: ServerHome, tmp_pa
         for path, t in before.items()
         if path.is_file() and path.exists()
     )
+
+
+@pytest.mark.slow
+def test_a_mounted_certificate_is_shown_when_nobody_is_at_work(
+    origin: ServerHome, tmp_path: Path
+) -> None:
+    mount(origin, tmp_path / "keys")
+    home = ServerHome(tmp_path / "state", tmp_path / "keys")
+    with started(home, "--keys", str(home.keys), "--external-executor") as server:
+        secret = home.superexec_secret.read_bytes()
+        renew_certificate(origin, ["fleet.example.org"], 30)
+        for path in (origin.key, origin.certificate):
+            shutil.copy(path, tmp_path / "keys/server")
+        wait_for(lambda: server.output.read_text().count("listening on") == 2, 60)
+        shown = ssl.get_server_certificate(("127.0.0.1", server.port))
+        assert shown.strip() == origin.certificate.read_text().strip()
+        assert home.superexec_secret.read_bytes() != secret  # by which an executor knows
 
 
 def test_a_folder_without_keys_is_refused(
