@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from server.robustness import attacked_of
 from shared_models.arrays import Arrays
 from shared_models.config import Config
 from shared_models.datasets.dataset import Split
@@ -67,7 +68,12 @@ def evaluator_of(config: Config, task: Task) -> Evaluator | None:
     if split is None:
         return None
     autocast = None if asked.autocast == "none" else getattr(torch, asked.autocast)
-    return make_evaluator(task, split, pick_device(asked.device), asked.batch_size, autocast)
+    device = pick_device(asked.device)
+    evaluate = make_evaluator(task, split, device, asked.batch_size, autocast)
+    attacked = attacked_of(config, task, split, device)
+    if attacked is None:
+        return evaluate
+    return lambda params: {**evaluate(params), **attacked(params)}
 
 
 def make_evaluator(

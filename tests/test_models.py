@@ -12,6 +12,7 @@ from shared_models.tasks import TASKS, load_task
 COUNTS = {
     "digits-cnn": 8_714,
     "fashion-cnn": 347_146,
+    "image-cnn-64": 684_490,
     "mnist-2nn": 199_210,
     "mnist-cnn": 347_146,
     "mnist-cnn-mcmahan": 1_663_370,

@@ -24,6 +24,7 @@ from shared_models.inputs import InputSpec
 from shared_models.messages import BlockRequest
 from shared_models.noise import Dropout, noise_of
 from shared_models.objectives import Batch
+from shared_models.objectives.adversarial import Attack, adversarial
 from shared_models.objectives.choice import MakeObjective
 from shared_models.objectives.ditto import ditto
 from shared_models.objectives.fednova import fednova
@@ -167,6 +168,7 @@ CHOSEN: dict[str, MakeObjective] = {
     "scaffold": scaffold,
     "fednova": functools.partial(fednova, momentum=0.9),
     "ditto": functools.partial(ditto, strength=0.5),
+    "adversarial": functools.partial(adversarial, attack=Attack(0.1, 3)),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from shared_models.config.tables import Count, Fraction, Table
+from shared_models.config.tables import Count, Fraction, Positive, Table
 
 
 class Data(Table):
@@ -64,9 +64,25 @@ class Evaluate(Table):
     autocast: Literal["none", "bfloat16"] = "none"
     """Lower precision inside the model; the loss and the metrics are float32 all the same."""
 
+    adversarial_epsilon: Positive | None = None
+    """The server measures `robust_accuracy` too, by PGD: how far each number of an input may be
+    moved; images go from 0 to 1."""
+    adversarial_steps: Count | None = None
+    """For `adversarial_epsilon`: steps of the attack, 10 if absent."""
+    adversarial_examples: Count | None = None
+    """For `adversarial_epsilon`: so many test examples are attacked, 1000 if absent."""
     @field_validator("data")
     @classmethod
     def _data_is_known(cls, data: str) -> str:
+    @model_validator(mode="after")
+    def _attacks_are_whole(self) -> Self:
+        for key in ("adversarial_steps", "adversarial_examples"):
+            if getattr(self, key) is not None and self.adversarial_epsilon is None:
+                raise ValueError(f"{key}: is for adversarial_epsilon, which is missing")
+        if self.adversarial_epsilon is not None and self.data == "none":
+            raise ValueError("adversarial_epsilon: contradicts data 'none': the server measures it")
+        return self
+
         if data in {"test", "none"} or data.endswith(".npz"):
             return data
         raise ValueError(f": must be 'test', 'none' or a path ending in .npz, got {data!r}")

@@ -8,7 +8,9 @@ from typing import Any, Literal, TypeAlias
 
 from shared_models.shares import krum_fault, trim_fault
 
-ObjectiveName: TypeAlias = Literal["fedavg", "fedprox", "scaffold", "fednova", "ditto"]
+ObjectiveName: TypeAlias = Literal[
+    "fedavg", "fedprox", "scaffold", "fednova", "ditto", "adversarial"
+]
 AggregatorName: TypeAlias = Literal[
     "weighted_mean",
     "clipped_mean",
@@ -48,6 +50,7 @@ CHOICES: Mapping[str, Mapping[str, Numbers]] = MappingProxyType(
             "scaffold": {},
             "fednova": {},
             "ditto": {"personal_lambda": 0.1},
+            "adversarial": {"adversarial_epsilon": None, "adversarial_steps": 7},
         },
         "aggregator": {
             "weighted_mean": {},

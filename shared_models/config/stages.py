@@ -49,6 +49,10 @@ class TrainStage(Table):
     """For `fedprox`: mu/2 times the squared distance to the server's weights is added."""
     personal_lambda: NotNegative | None = None
     """For `ditto`: how strongly a client's own model is drawn to the server's."""
+    adversarial_epsilon: Positive | None = None
+    """For `adversarial`: how far each number of an input may be moved; images go from 0 to 1."""
+    adversarial_steps: Count | None = None
+    """For `adversarial`: 1 is FGSM, more is PGD from a random start; 7 if absent."""
     personal: Prefixes = ()
     """Prefixes of array names that never leave a client, e.g. `["head."]`."""
     takes: Prefixes = ()

@@ -8,6 +8,18 @@ from typing import Literal
 from shared_models.datasets.shakespeare import ALPHABET
 
 _DIGITS = tuple("0123456789")
+_CLOTHES = (
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,15 @@ class Entry:
     instead: str = ""
 
 
+_FASHION = Source(
+    "apt",
+    "dataset-fashion-mnist",
+    "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
+    "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
+    30.9,
+)
+
+
 def _entries() -> tuple[Entry, ...]:
     return (
         Entry(
@@ -59,27 +80,19 @@ def _entries() -> tuple[Entry, ...]:
         Entry(
             name="fashion-mnist",
             description="60,000 + 10,000 articles of clothing, 28x28",
-            source=Source(
-                "apt",
-                "dataset-fashion-mnist",
-                "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
-                "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
-                30.9,
-            ),
+            source=_FASHION,
             reader="shared_models.datasets.images:read_fashion_mnist",
             content_sha256="050f7be9e1fdbb830bcf90ae3e83424b0016c046a7122ee06248af6d72d5ccda",
-            labels=(
-                "T-shirt",
-                "trouser",
-                "pullover",
-                "dress",
-                "coat",
-                "sandal",
-                "shirt",
-                "sneaker",
-                "bag",
-                "ankle boot",
-            ),
+            labels=_CLOTHES,
+            clients="none (partition it)",
+        ),
+        Entry(
+            name="fashion-64",
+            description="Fashion-MNIST enlarged to 64x64 in three channels, as it is read",
+            source=_FASHION,
+            reader="shared_models.datasets.images:read_fashion_64",
+            content_sha256="7a449cad0e0013b10051a32fec9d6110f41ff7bd6c8cdfa28f43402e12c0d55f",
+            labels=_CLOTHES,
             clients="none (partition it)",
         ),
         Entry(

@@ -69,6 +69,19 @@ def mcmahan_cnn(classes: int = 10) -> ImageClassifier:
     return ImageClassifier(encoder, 512, classes)
 
 
+def cnn_64(classes: int = 10) -> ImageClassifier:
+    """Three valid 3x3 convolutions (32, 64, 128), each max-pooled by 2, dense 128; 64x64x3."""
+    layers: list[tuple[str, nn.Module]] = []
+    for number, (before, channels) in enumerate(((3, 32), (32, 64), (64, 128)), 1):
+        layers.append((f"conv{number}", nn.Conv2d(before, channels, kernel_size=3)))
+        layers.append((f"conv{number}_relu", nn.ReLU()))
+        layers.append((f"pool{number}", nn.MaxPool2d(2)))
+    layers.append(("flatten", nn.Flatten()))
+    layers.append(("dense", nn.Linear(6 * 6 * 128, 128)))
+    layers.append(("dense_relu", nn.ReLU()))
+    return ImageClassifier(nn.Sequential(OrderedDict(layers)), 128, classes)
+
+
 def tiny_cnn(classes: int = 10) -> ImageClassifier:
     """A CNN for 8x8 images that trains in milliseconds: conv 3x3-16, max-pool 2, dense 32."""
     encoder = nn.Sequential(

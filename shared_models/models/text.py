@@ -11,6 +11,8 @@ class WordEncoder(nn.Module):
     def __init__(self, embedding: nn.Embedding, layer: nn.RNN | nn.LSTM) -> None:
         super().__init__()
         self.embedding = embedding
+        # torch's own start, ten times as wide, hides for long what is learnt of a rare word.
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.recurrent = layer
 
     def forward(self, tokens: Tensor) -> Tensor:

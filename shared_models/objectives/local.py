@@ -84,6 +84,12 @@ class LocalTraining:
         none_yet = next(iter(params.values())).new_zeros(())
         return Local(arrays, params, buffers, self._ground.optimizer.init(params), none_yet)
 
+    def outputs(self, local: Local, x: Tensor, noise: Noise) -> Tensor:
+        """Returns what a client's model makes of examples; statistics stay as they are."""
+        own = {name: tensor.clone() for name, tensor in local.buffers.items()}
+        found: Tensor = functional_call(self._model, {**local.params, **own, **noise}, (x,))
+        return found
+
     def step(
         self, local: Local, batch: Batch, noise: Noise, correct: Correct = as_it_is
     ) -> tuple[Local, Metrics]:
