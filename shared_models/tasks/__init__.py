@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 TASKS = {
     "digits-cnn": "shared_models.tasks.images:DIGITS_CNN",
     "fashion-cnn": "shared_models.tasks.images:FASHION_CNN",
-    "fashion-unet": "shared_models.tasks.segmentation:FASHION_UNET",
     "image-cnn-64": "shared_models.tasks.images:IMAGE_CNN_64",
     "mnist-2nn": "shared_models.tasks.images:MNIST_2NN",
     "mnist-cnn": "shared_models.tasks.images:MNIST_CNN",
