@@ -42,14 +42,18 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
     """
     from clients.host import open_host
     from server.budget import check_budget, room_at
+    from server.checkpoints import checkpoint_files
     from server.device import check_devices
     from server.evaluation import evaluation_split
+    from server.initial import initial
     from server.parts import check_cohort
 
     host = _taking_part(open_host(config))
     if plan is not None:
         check_replay(plan, host.dataset.digest())
     evaluation_split(config, host.task)
+    if not checkpoint_files(folder / "checkpoints"):
+        initial(config)
     check_devices(config)
     _check_victims(config.faults, host.client_ids)
     for stage in config.learning_stages:

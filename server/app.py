@@ -29,6 +29,7 @@ from server.run_folder import RunFolder, new_run_folder
 from server.stage import Transport
 from shared_models.config import BUILTIN, Config, parse_config
 from shared_models.errors import RoundError, UpdateError
+from shared_models.init_weights import settled_init
 from shared_models.messages import ABSENT, BlockFailure, BlockRequest, Hello, Reply, Send
 from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
 from shared_models.wire import (
@@ -80,7 +81,7 @@ def _open(settings: RunConfig, path: Path) -> tuple[Config, RunFolder]:
 
     Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
     """
-    config = _config(settings)
+    config = settled_init(_config(settings))
     config = config.model_copy(update={"plan": config.settled_plan})
     check_devices(config)
     return config, open_run(config, path, resume=bool(settings.get("resume")))

@@ -48,6 +48,7 @@ def make_manifest(config: Config, population: Population, engine: Engine) -> dic
             **_block_map(population),
         },
         "population": {"clients": len(population), "examples": sum(population.examples)},
+        **({"init": config.init, "init_sha256": config.init_sha256} if config.init else {}),
         "data_sha256": list(population.data_sha256),
         **_hosts(population),
         "git_commit": git_commit(Path(__file__).parent),

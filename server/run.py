@@ -13,7 +13,8 @@ from server.checkpoints import Checkpoint, checkpoint_files, load_latest
 from server.coordinator import make_stage_run, quorum
 from server.evaluation import evaluator_of
 from server.events import Notice, Observer
-from server.handover import Beginning, begun
+from server.handover import Beginning, begun, handed_over
+from server.initial import initial
 from server.keeping import kept_on_nodes
 from server.manifest import hosts_in, make_manifest
 from server.population import (
@@ -77,6 +78,8 @@ def _run_stages(run: Run, latest: Checkpoint | None) -> Arrays:
     task = stage_task(run.config, stages[0].name)
     params = in_dtype(task.build(run.config.seed), getattr(torch, run.config.plan.dtype))
     first = 0 if latest is None else [s.name for s in stages].index(latest.state.stage)
+    if run.config.init is not None and latest is None:
+        params = handed_over(stages[0], task, initial(run.config), run.config.seed)
     for number, stage in enumerate(stages[first:], first):
         first_ones = Beginning(params, {})
         if number and latest is None:

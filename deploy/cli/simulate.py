@@ -74,6 +74,7 @@ def simulate(
         simulate_app(app, num_supernodes, workers, settings or (), others, as_json)
         return
     from deploy.planning import config_beside, plan_overrides
+    from shared_models.init_weights import settled_init
 
     config = config or config_beside(plan)
     if config is None or num_supernodes is not None:
@@ -82,7 +83,7 @@ def simulate(
     overrides += _machine(engine, workers, ray_address)
     if data_root is not None:
         overrides.append(f"data.root={json.dumps(str(data_root))}")
-    resolved = read_config(config, overrides)
+    resolved = settled_init(read_config(config, overrides))
     path = _done_before(config, resolved, out) if resume else None
     if path is None:
         path = _run(config, resolved, _Choice(out, plan, resume), as_json)

@@ -9,11 +9,12 @@ from shared_models.config.compression import PruneStage
 from shared_models.config.stages import ExportStage, Stage, TrainStage
 
 
-def order_fault(stages: Sequence[Stage]) -> str | None:
-    """Returns why these stages cannot be a run, or None."""
+def order_fault(stages: Sequence[Stage], *, goes_on: bool = False) -> str | None:
+    """Returns why these stages cannot be a run, or None; `goes_on`: from another run's weights."""
     if not stages:
         return "stages: at least one is needed"
-    return _name_fault([stage.name for stage in stages]) or _kind_fault(stages)
+    fault = _name_fault([stage.name for stage in stages]) or _kind_fault(stages)
+    return fault or _first_fault(stages[0], goes_on=goes_on)
 
 
 def _name_fault(names: Sequence[str]) -> str | None:
@@ -38,7 +39,7 @@ def _kind_fault(stages: Sequence[Stage]) -> str | None:
             f"stages.{stages[cuts[-1]].name}: a stage that learns has to follow, e.g. of kind "
             "'finetune': a pruned model has to find its accuracy again"
         )
-    return _calibration_fault(stages, learning) or _first_fault(stages[learning[0]])
+    return _calibration_fault(stages, learning)
 
 
 def _calibration_fault(stages: Sequence[Stage], learning: Sequence[int]) -> str | None:
@@ -58,10 +59,14 @@ def _calibration_fault(stages: Sequence[Stage], learning: Sequence[int]) -> str 
     return None
 
 
-def _first_fault(first: Stage) -> str | None:
-    if first.kind in ("finetune", "distill"):
+def _first_fault(first: Stage, *, goes_on: bool) -> str | None:
+    if first.kind == "distill" or (first.kind == "finetune" and not goes_on):
         return f"stages.{first.name}: a {first.kind} stage needs a stage that learns before it"
+    if goes_on:
+        return None
     given = [key for key in ("takes", "resets") if getattr(first, key, None)]
     if given:
-        return f"stages.{first.name}.{given[0]}: there is no stage before it to go on from"
+        return (
+            f"stages.{first.name}.{given[0]}: there is no stage before it to go on from, no init"
+        )
     return None

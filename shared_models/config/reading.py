@@ -113,6 +113,8 @@ def _scalar(text: str) -> Any:
 
 def _make_paths_absolute(values: dict[str, Any]) -> None:
     """The run folder's config must mean the same from every working directory."""
+    if isinstance(values.get("init"), str):
+        values["init"] = str(Path(values["init"]).absolute())
     for table, key in (("data", "root"), ("data", "name"), ("evaluate", "data")):
         own = values.get(table)
         given = own.get(key) if isinstance(own, dict) else None

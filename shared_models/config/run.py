@@ -19,7 +19,7 @@ from shared_models.tasks.own import is_own
 
 # Where a run runs decides no byte of its result, and faults are mended before a run goes on:
 # a run that is resumed may change these.
-MACHINE_KEYS = {"engine", "workers", "ray_address", "client_deadline_s", "faults"}
+MACHINE_KEYS = {"init", "engine", "workers", "ray_address", "client_deadline_s", "faults"}
 
 
 class Config(Table):
@@ -29,6 +29,11 @@ class Config(Table):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     task: str
     """One of `wildflower models`, or `module:attribute` of your own in `module.py`."""
+    init: Annotated[str, Field(min_length=1)] | None = None
+    """A finished run's folder, or a .safetensors file: the first stage begins with its weights, as
+    its `takes` and `resets` say. It is read where the server runs."""
+    init_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Their hash, filled in when a run begins: other weights would be another run."""
     engine: Literal["inline", "ray"] = "inline"
     """`inline` trains in this process, `ray` in workers of one thread each: with equal results."""
     workers: Annotated[int, Field(ge=1, le=4096)] | None = None
@@ -66,8 +71,10 @@ class Config(Table):
 
     @model_validator(mode="after")
     def _stages_fit_together(self) -> Self:
-        if fault := order_fault(self.stages):
+        if fault := order_fault(self.stages, goes_on=self.init is not None):
             raise ValueError(fault)
+        if self.init is None and self.init_sha256 is not None:
+            raise ValueError("init_sha256: is for init, which is missing")
         if self.export_stage is None:
             return self
         if self.evaluate.data == "none":
@@ -146,8 +153,17 @@ class Config(Table):
     def settled_plan(self) -> Plan:
         """The plan; where nobody measured, with a trainer that can train every stage."""
         plain = all(stage.only_descends for stage in self.learning_stages)
+        plain = plain and _only_descends(self.task)
         return self.plan.settled("reused" if plain else "loop")
 
     def stage(self, name: str) -> TrainStage:
         """Returns a learning stage by name."""
         return next(stage for stage in self.learning_stages if stage.name == name)
+
+
+def _only_descends(task: str) -> bool:
+    """Whether a task's own objective is none but descent on its loss."""
+    from shared_models.objectives.supervised import supervised
+    from shared_models.tasks import load_task
+
+    return load_task(task).objective is supervised
