@@ -35,11 +35,11 @@ class Data(Table):
         natural = self.partition == "natural"
         if natural and self.clients is not None:
             raise ValueError("clients: contradicts partition 'natural', where the data says so")
+        if not natural and self.parts_per_client is not None:
+            raise ValueError(f"parts_per_client: contradicts {self.partition!r}; it is for natural")
         if (self.partition == "draws") != (self.examples_per_client is not None):
             needs = "is missing; partition 'draws' needs a number"
             told = needs if self.partition == "draws" else f"contradicts {self.partition!r}"
-        if not natural and self.parts_per_client is not None:
-            raise ValueError(f"parts_per_client: contradicts {self.partition!r}; it is for natural")
             raise ValueError(f"examples_per_client: {told}")
         if self.partition == "draws" and self.max_examples_per_client is not None:
             raise ValueError("max_examples_per_client: contradicts examples_per_client")
@@ -61,9 +61,6 @@ class Evaluate(Table):
     """Small batches stay in a CPU's cache; a GPU wants thousands."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the server evaluates; `auto`: on a GPU where there is one."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    """Lower precision inside the model; the loss and the metrics are float32 all the same."""
-
     adversarial_epsilon: Positive | None = None
     """The server measures `robust_accuracy` too, by PGD: how far each number of an input may be
     moved; images go from 0 to 1."""
@@ -71,9 +68,9 @@ class Evaluate(Table):
     """For `adversarial_epsilon`: steps of the attack, 10 if absent."""
     adversarial_examples: Count | None = None
     """For `adversarial_epsilon`: so many test examples are attacked, 1000 if absent."""
-    @field_validator("data")
-    @classmethod
-    def _data_is_known(cls, data: str) -> str:
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Lower precision inside the model; the loss and the metrics are float32 all the same."""
+
     @model_validator(mode="after")
     def _attacks_are_whole(self) -> Self:
         for key in ("adversarial_steps", "adversarial_examples"):
@@ -83,6 +80,9 @@ class Evaluate(Table):
             raise ValueError("adversarial_epsilon: contradicts data 'none': the server measures it")
         return self
 
+    @field_validator("data")
+    @classmethod
+    def _data_is_known(cls, data: str) -> str:
         if data in {"test", "none"} or data.endswith(".npz"):
             return data
         raise ValueError(f": must be 'test', 'none' or a path ending in .npz, got {data!r}")
