@@ -50,14 +50,14 @@ def _train(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:
     request, host = decode_request(content), _host(config, open_)
     factor = host.local_factor(request.stage, request.round)
     train = _trainer(config, open_, request.stage, factor)
-    partial = train(with_kept(host, request), host.data_of)
+    partial = train(with_kept(host, request), host.data_for(request.stage))
     return encode_partial(without_kept(host, request, partial))
 
 
 def _evaluate(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:
     request, host = decode_request(content), _host(config, open_)
     measure = _evaluator(config, open_, request.stage)
-    return encode_partial(measure(with_kept(host, request), host.data_of))
+    return encode_partial(measure(with_kept(host, request), host.data_for(request.stage)))
 
 
 def _calibrate(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from clients.training import (
     ClientData,
@@ -23,7 +22,9 @@ from shared_models.gradients import by_autograd
 from shared_models.measures import added_by, combined
 from shared_models.messages import BlockRequest
 from shared_models.objectives import Batch, Broadcast
+from shared_models.objectives.pretext import shown
 from shared_models.partial import Partial, Row
+from shared_models.task import Task
 
 BlockEvaluator = Callable[[BlockRequest, DataOf], Partial]
 
@@ -42,7 +43,7 @@ def block_evaluator(training: Training, batch_size: int) -> BlockEvaluator:
     @torch.inference_mode()
     def measure(params: Arrays, data: ClientData) -> dict[str, float]:
         added, sizes = [], []
-        for x, y in _batches(data, batch_size):
+        for x, y in _batches(task, data, batch_size):
             inputs = x.to(device, dtype if x.is_floating_point() else None)
             outputs = task.apply(model, params, inputs)
             added.append(added_by(task, outputs, Batch(inputs, y.to(device))))
@@ -75,6 +76,7 @@ def block_evaluator(training: Training, batch_size: int) -> BlockEvaluator:
     return evaluate_block
 
 
-def _batches(data: ClientData, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(task: Task, data: ClientData, size: int) -> Iterator[Batch]:
     x, y = torch.from_numpy(data.x), torch.from_numpy(data.y)
-    return zip(torch.split(x, size), torch.split(y, size), strict=True)
+    pairs = zip(torch.split(x, size), torch.split(y, size), strict=True)
+    return (shown(task, Batch(*pair), number) for number, pair in enumerate(pairs))

@@ -13,15 +13,16 @@ from clients.calibration import BlockCalibrator, Calibration, block_calibrator
 from clients.evaluation import BlockEvaluator, block_evaluator
 from clients.faults import with_faults
 from clients.hosting import Keeping
-from clients.partitions import Partition, partition
+from clients.partitions import Indices, Partition, partition
 from clients.parts import local_optimizer, transforms_of
 from clients.trainers import make_trainer
-from clients.training import BlockTrainer, ClientData, Training
+from clients.training import BlockTrainer, ClientData, DataOf, Training
 from shared_models.arrays import roles_of
-from shared_models.config import Config, Plan
+from shared_models.config import Config, Plan, TrainStage
 from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_task_data
 from shared_models.errors import InputError
+from shared_models.labelled import labelled, labelled_count
 from shared_models.messages import Hello
 from shared_models.objectives.choice import objective_of
 from shared_models.schedules import schedule_of
@@ -68,7 +69,28 @@ class Host:
 
     def data_of(self, client_id: int) -> ClientData:
         """Returns one client's examples as model input."""
-        own = self.partition.indices(client_id)
+        return self._data_at(self.partition.indices(client_id))
+
+    def labelled_of(self, client_id: int) -> ClientData:
+        """Returns those of one client's examples that have labels, maybe none, as model input."""
+        own, fraction = self.partition.indices(client_id), self.config.data.labelled_fraction
+        return self._data_at(own[labelled(fraction, self.config.seed, client_id, len(own))])
+
+    def data_for(self, stage_name: str) -> DataOf:
+        """Returns what gives the examples that clients have for a learning stage."""
+        some = self.config.data.labelled_fraction < 1.0
+        needs_labels = self.config.stage(stage_name).needs_labels
+        return self.labelled_of if some and needs_labels else self.data_of
+
+    def taking_part(self, stage: TrainStage) -> tuple[int, ...]:
+        """Returns the ids of the clients that have examples for a stage."""
+        fraction, seed = self.config.data.labelled_fraction, self.config.seed
+        if fraction == 1.0 or not stage.needs_labels:
+            return self.client_ids
+        pairs = zip(self.client_ids, self.examples(self.client_ids), strict=True)
+        return tuple(k for k, own in pairs if labelled_count(fraction, seed, k, own))
+
+    def _data_at(self, own: Indices) -> ClientData:
         split = self.dataset.train
         return ClientData(self.task.input.prepare(split.x[own]), split.y[own])
 

@@ -167,27 +167,29 @@ class _Trial:
 def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
     count = {"low_rank": 25, "vectorised": _TRIAL_CLIENTS}.get(name, 2)
     count = min(count, len(host.client_ids), host.config.plan.block_size or count)
-    clients = sample_clients(host, count)
+    clients = sample_clients(host, count, stage)
     params = host.task_of(stage.name).build(0)
     extras = host.training(stage.name).objective(by_autograd).server.init(params)
     request = BlockRequest(stage.name, 0, 0, 0, clients, params, extras=extras)
+    data_for = host.data_for(stage.name)
     if name == "low_rank":  # its cost grows faster than its examples: tried on whole clients
-        return _Trial(request, host.data_of, 1.0)
+        return _Trial(request, data_for, 1.0)
     most = _TRIAL_BATCHES * stage.batch_size
 
     def data_of(client_id: int) -> ClientData:
-        whole = host.data_of(client_id)
+        whole = data_for(client_id)
         return ClientData(whole.x[:most], whole.y[:most])
 
-    sizes = host.examples(clients)
+    sizes = [len(data_for(client_id).y) for client_id in clients]
     return _Trial(request, data_of, sum(min(n, most) for n in sizes) / sum(sizes))
 
 
-def sample_clients(host: Host, count: int) -> tuple[int, ...]:
-    """Returns some clients, drawn: the first ones may be larger or smaller than the others."""
+def sample_clients(host: Host, count: int, stage: TrainStage) -> tuple[int, ...]:
+    """Returns some clients that have examples for a stage, drawn: the first ones may be larger."""
+    ids = host.taking_part(stage)
     rng = generator(host.config.seed, "plan")
-    chosen = rng.choice(len(host.client_ids), size=count, replace=False)
-    return tuple(host.client_ids[place] for place in sorted(chosen.tolist()))
+    chosen = rng.choice(len(ids), size=min(count, len(ids)), replace=False)
+    return tuple(ids[place] for place in sorted(chosen.tolist()))
 
 
 def _seconds(trainer: BlockTrainer, trial: _Trial, best: float = math.inf) -> float:

@@ -58,7 +58,7 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
     _check_victims(config.faults, host.client_ids)
     for stage in config.learning_stages:
         host.trainer(stage.name)
-        check_cohort(stage, len(host.client_ids))
+        check_cohort(stage, len(host.taking_part(stage)))
         check_budget(_demand(stage, host), config.keep_checkpoints, room_at(folder))
     if config.calibrate_stage is not None:
         host.calibrator(config.calibrate_stage.name)
@@ -108,8 +108,8 @@ def _demand(stage: TrainStage, host: Host) -> Demand:
     return Demand(
         stage=stage.name,
         rounds=stage.rounds,
-        clients=len(host.client_ids),
-        cohort=min(stage.clients_per_round, len(host.client_ids)),
+        clients=len(host.taking_part(stage)),
+        cohort=min(stage.clients_per_round, len(host.taking_part(stage))),
         state_bytes=sum(map(size_bytes, kept)),
         update_bytes=sum(map(size_bytes, sent)),
         aggregator=stage.aggregator,

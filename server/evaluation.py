@@ -19,6 +19,7 @@ from shared_models.datasets.load import check_fit, load_dataset, load_task_data
 from shared_models.errors import InputError
 from shared_models.measures import added_by, combined
 from shared_models.objectives import Batch
+from shared_models.objectives.pretext import shown
 from shared_models.task import Task
 
 Evaluator: TypeAlias = Callable[[Arrays], dict[str, float]]
@@ -117,7 +118,8 @@ def _batches(
         for start in range(0, len(split), size):
             index = np.arange(start, min(start + size, len(split)))
             x, y = task.input.prepare(split.x[index]), split.y[index]
-            yield _to(device, _own(x, device)), _to(device, _own(y, device))
+            batch = shown(task, Batch(_own(x, device), _own(y, device)), start)
+            yield _to(device, batch.x), _to(device, batch.y)
 
     example = math.prod(task.input.shape) * np.dtype(task.input.dtype).itemsize
     if len(split) * example > _KEPT_BYTES.get(device.type, _KEPT_BYTES["cpu"]):

@@ -1,10 +1,17 @@
-"""What a stage begins with: the weights of the stage before, or new ones where it says so."""
+"""What a stage begins with: the weights of the stages before, or new ones where it says so.
+
+Arrays are known by their names. What a stage does not have, as one without labels has no `head.`,
+is remembered from the newest stage that had it.
+"""
 
 from __future__ import annotations
 
-import itertools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
+import torch
+
+from server.initial import initial
 from shared_models.arrays import Arrays, in_dtype, require_prefixes
 from shared_models.config import Config, PruneStage, TrainStage
 from shared_models.objectives import Extras
@@ -14,6 +21,9 @@ from shared_models.randomness import generator
 from shared_models.stage_task import cut_of, stage_task
 from shared_models.task import Task
 
+Made: TypeAlias = Callable[[TrainStage], Arrays]
+"""What a learning stage that is over has ended with."""
+
 
 class Beginning(NamedTuple):
     """A stage's first weights, and what the server tells clients besides them."""
@@ -22,44 +32,53 @@ class Beginning(NamedTuple):
     extras: Extras
 
 
-def begun(config: Config, stage: TrainStage, before: Arrays) -> Beginning:
-    """Returns what a stage begins with, from the weights that the learning stage before ended with.
+def begun(config: Config, stage: TrainStage, made: Made) -> Beginning:
+    """Returns what a stage begins with, from what the learning stages before it have made.
 
     A function of these, of the config and of its seed: a run that is resumed gets the same.
     """
-    for previous, own in itertools.pairwise(config.stages[: config.stages.index(stage)]):
-        if isinstance(own, PruneStage) and _is_between(config, own, stage):
-            whole = stage_task(config, previous.name)
-            before = pruned(whole.make_model, cut_of(own), before)
-    task = stage_task(config, stage.name)
+    dtype = getattr(torch, config.plan.dtype)
+    task, before = stage_task(config, stage.name), remembered(config, stage, made)
+    if not before:
+        return Beginning(in_dtype(task.build(config.seed), dtype), {})
     if stage.student is None:
         return Beginning(handed_over(stage, task, before, config.seed), {})
-    dtype = next(own.dtype for own in before.values() if own.is_floating_point())
-    return Beginning(in_dtype(_new(stage, task, config.seed), dtype), extras_of(before))
+    teacher = stage_task(config, config.stages[config.stages.index(stage) - 1].name).build(0)
+    extras = extras_of({name: before[name] for name in teacher})
+    return Beginning(in_dtype(_new(stage, task, config.seed), dtype), extras)
 
 
-def _is_between(config: Config, cut: PruneStage, stage: TrainStage) -> bool:
-    """Whether nothing learns after the cut and before the stage."""
-    between = config.stages[config.stages.index(cut) : config.stages.index(stage)]
-    return not any(isinstance(own, TrainStage) for own in between)
+def remembered(config: Config, stage: TrainStage, made: Made) -> Arrays:
+    """Returns all arrays that the stages before have left, each from the newest that had it."""
+    arrays = initial(config)
+    for place, own in enumerate(config.stages[: config.stages.index(stage)]):
+        if isinstance(own, PruneStage):
+            whole = stage_task(config, config.stages[place - 1].name)
+            kept = {name: arrays[name] for name in whole.build(0)}  # others would fit no more
+            arrays = pruned(whole.make_model, cut_of(own), kept)
+        elif isinstance(own, TrainStage):
+            # A student's arrays are called like its teacher's.
+            arrays = {**({} if own.student else arrays), **made(own)}
+    return arrays
 
 
 def handed_over(stage: TrainStage, task: Task, before: Arrays, seed: int) -> Arrays:
     """Returns the arrays that a stage begins with.
 
-    Those that begin with a prefix in `resets`, and with `takes` all others than those, are
-    initialised anew, in a way that depends on the seed and the stage's name alone. `before` are the
-    arrays of the stage before. Raises `InputError` when a prefix is nobody's.
+    Those that begin with a prefix in `resets`, with `takes` all others than those, and those that
+    are not among the arrays `before`, are initialised anew, in a way that depends on the seed and
+    the stage's name alone. Raises `InputError` when a prefix is nobody's.
     """
-    require_prefixes("takes", stage.takes, before)
-    require_prefixes("resets", stage.resets, before)
-    taken = tuple(stage.takes) or ("",)
     new = _new(stage, task, seed)
+    require_prefixes("takes", stage.takes, before)
+    require_prefixes("resets", stage.resets, new)
+    taken, resets = tuple(stage.takes) or ("",), tuple(stage.resets)
+    dtype = next(own.dtype for own in before.values() if own.is_floating_point())
     return {
-        name: tensor
-        if name.startswith(taken) and not name.startswith(tuple(stage.resets))
-        else new[name].to(tensor.dtype)
-        for name, tensor in before.items()
+        name: before[name]
+        if name in before and name.startswith(taken) and not name.startswith(resets)
+        else own
+        for name, own in in_dtype(new, dtype).items()
     }
 
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from server.sampling import Blocks, cut_blocks
+from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError, InputError, RoundError
+from shared_models.labelled import labelled_count
 from shared_models.messages import ABSENT, Hello
 
 
@@ -137,6 +139,29 @@ def only(population: Population, groups: tuple[tuple[int, ...], ...]) -> Populat
         raise InputError(f"plan.nodes: the data has no client {unknown[0]}")
     examples = tuple(population.examples_of[client_id] for client_id in wanted)
     return replace(population, client_ids=wanted, examples=examples, groups=groups)
+
+
+def of_stage(population: Population, config: Config, stage: TrainStage) -> Population:
+    """Returns the clients that have examples for a stage, with the counts of these examples.
+
+    Raises `InputError` when nobody has a label.
+    """
+    fraction = config.data.labelled_fraction
+    if fraction == 1.0 or not stage.needs_labels:
+        return population
+    counts = {
+        client_id: labelled_count(fraction, config.seed, client_id, own)
+        for client_id, own in population.examples_of.items()
+    }
+    ids = tuple(client_id for client_id, own in counts.items() if own)
+    if not ids:
+        raise InputError(
+            f"data.labelled_fraction: with {fraction:g} no client has a label for stage "
+            f"{stage.name!r}"
+        )
+    node_of = population.node_of and {k: population.node_of[k] for k in ids}
+    examples = tuple(counts[client_id] for client_id in ids)
+    return replace(population, client_ids=ids, examples=examples, node_of=node_of)
 
 
 def _shared(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population:

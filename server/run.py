@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import replace
 from pathlib import Path
-
-import torch
 
 from server.calibration import calibrate
 from server.checkpoints import Checkpoint, checkpoint_files, load_latest
 from server.coordinator import make_stage_run, quorum
 from server.evaluation import evaluator_of
 from server.events import Notice, Observer
-from server.handover import Beginning, begun, handed_over
-from server.initial import initial
+from server.handover import Beginning, begun
 from server.keeping import kept_on_nodes
 from server.manifest import hosts_in, make_manifest
 from server.population import (
@@ -22,12 +20,13 @@ from server.population import (
     hosts_clients,
     hosts_these,
     merge_hellos,
+    of_stage,
     rejoined,
 )
 from server.run_folder import RunFolder
 from server.stage import Run, Transport, run_stage
 from server.summary import own_peak_mb, summarize
-from shared_models.arrays import Arrays, in_dtype, save_arrays
+from shared_models.arrays import Arrays, load_arrays, save_arrays
 from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError, RoundError
 from shared_models.files import sha256_of, write_json
@@ -75,24 +74,26 @@ def learn(config: Config, folder: RunFolder, transport: Transport, observe: Obse
 
 def _run_stages(run: Run, latest: Checkpoint | None) -> Arrays:
     stages = run.config.learning_stages
-    task = stage_task(run.config, stages[0].name)
-    params = in_dtype(task.build(run.config.seed), getattr(torch, run.config.plan.dtype))
     first = 0 if latest is None else [s.name for s in stages].index(latest.state.stage)
-    if run.config.init is not None and latest is None:
-        params = handed_over(stages[0], task, initial(run.config), run.config.seed)
-    for number, stage in enumerate(stages[first:], first):
-        first_ones = Beginning(params, {})
-        if number and latest is None:
-            first_ones = begun(run.config, stage, params)
-        params = _run_stage(run, stage, first_ones, latest)
+    params: Arrays = {}
+    for stage in stages[first:]:
+        # From files also where nothing was interrupted: a run that is resumed begins with the same.
+        made = functools.partial(_made, run.folder)
+        beginning = Beginning({}, {}) if latest else begun(run.config, stage, made)
+        params = _run_stage(run, stage, beginning, latest)
         latest = None  # only the first of these stages can be the one that it is about
         save_arrays(run.folder.stage_file(stage.name), params)
     return params
 
 
+def _made(folder: RunFolder, stage: TrainStage) -> Arrays:
+    return load_arrays(folder.stage_file(stage.name))
+
+
 def _run_stage(run: Run, stage: TrainStage, first: Beginning, latest: Checkpoint | None) -> Arrays:
     population = _population(run)
     _write_manifest(run, population)
+    population = of_stage(population, run.config, stage)
     if latest is not None and latest.population != population.client_ids:
         raise _changed("clients", len(latest.population), len(population))
     _require_connected(stage, population, stage.min_clients)

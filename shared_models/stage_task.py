@@ -1,5 +1,7 @@
 """What a stage trains: a run's task, as the stages before it have pruned or distilled its model.
 
+A stage without labels trains the encoder of that, with other parts after it.
+
 A function of the config alone: clients, the server and the exporter each compute it.
 """
 
@@ -10,6 +12,7 @@ from dataclasses import replace
 
 from shared_models.config import Config, PruneStage, TrainStage
 from shared_models.errors import InputError
+from shared_models.objectives.choice import pretext_of
 from shared_models.objectives.distill import Teaching, distill
 from shared_models.pruning import Cut, narrowed
 from shared_models.task import Task
@@ -30,6 +33,8 @@ def stage_task(config: Config, stage_name: str) -> Task:
             if stage.name == stage_name:
                 return _taught(stage, task, teacher)
         if stage.name == stage_name:
+            if isinstance(stage, TrainStage) and stage.kind == "pretrain":
+                return pretext_of(stage, task)
             break
     return task
 

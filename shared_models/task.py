@@ -16,7 +16,7 @@ from shared_models.answers import Answer
 from shared_models.arrays import Arrays
 from shared_models.inputs import InputSpec
 from shared_models.measures import Pooled
-from shared_models.objectives import Ground, Objective
+from shared_models.objectives import Ground, Objective, View
 
 
 def as_labelled(_: Tensor, y: Tensor) -> Tensor:
@@ -59,6 +59,7 @@ class Task:
     * `costs`: names of metrics of which less is better; the loss always is one.
     * `label_shape`: that of one example's `y`, `(h, w)` for masks.
     * `deployed`: what of the model goes to devices, where that is not all of it.
+    * `view`: what the model is shown instead of the examples, in training and evaluation.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Task:
     costs: frozenset[str] = frozenset()
     label_shape: tuple[int, ...] = ()
     deployed: Deployed | None = None
+    view: View | None = None
 
     def build(self, seed: int) -> Arrays:
         """Returns the initial arrays, a pure function of `seed`."""

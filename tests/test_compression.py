@@ -212,7 +212,7 @@ def test_a_stages_task_is_that_of_the_stages_before() -> None:
     assert counts[0] > counts[1] == counts[2] == parameter_count(final_task(config))
     assert counts[0] == parameter_count(load_task("digits-cnn"))
     before = load_task("digits-cnn").build(3)
-    first = begun(config, config.learning_stages[1], before)
+    first = begun(config, config.learning_stages[1], lambda _: before)
     assert first.params["encoder.conv.weight"].shape == (7, 1, 3, 3)  # 0.4 of 16, rounded up
 
 

@@ -29,6 +29,9 @@ class Data(Table):
     """For `draws`: how many examples each client draws for itself; clients overlap."""
     max_examples_per_client: Count | None = None
     """Each client keeps at most this many of its examples."""
+    labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """The share of each client's examples that has labels. Stages that need labels see these alone,
+    and only clients that have some; `pretrain` sees all examples of all clients."""
 
     @model_validator(mode="after")
     def _clients_fit_partition(self) -> Self:

@@ -39,7 +39,26 @@ def _kind_fault(stages: Sequence[Stage]) -> str | None:
             f"stages.{stages[cuts[-1]].name}: a stage that learns has to follow, e.g. of kind "
             "'finetune': a pruned model has to find its accuracy again"
         )
-    return _calibration_fault(stages, learning)
+    return _pretrain_fault(stages) or _calibration_fault(stages, learning)
+
+
+def _pretrain_fault(stages: Sequence[Stage]) -> str | None:
+    """Returns what a stage without labels is followed by that wants a whole model, or None."""
+    followed: Stage | None = None
+    for stage in stages:
+        if followed is not None and stage.kind not in ("train", "pretrain", "finetune"):
+            return (
+                f"stages.{stage.name}: wants a whole model, {followed.name!r} before it trains "
+                "only an encoder; add a stage of kind 'finetune' between them"
+            )
+        if isinstance(stage, TrainStage):
+            followed = stage if stage.kind == "pretrain" else None
+    if followed is None:
+        return None
+    return (
+        f"stages.{followed.name}: a stage of kind 'finetune' has to follow: an encoder alone "
+        "answers nothing"
+    )
 
 
 def _calibration_fault(stages: Sequence[Stage], learning: Sequence[int]) -> str | None:

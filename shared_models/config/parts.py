@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from shared_models.shares import krum_fault, trim_fault
 
-ObjectiveName: TypeAlias = Literal[
-    "fedavg", "fedprox", "scaffold", "fednova", "ditto", "adversarial"
+PretextName: TypeAlias = Literal[
+    "simclr", "simsiam", "denoising_autoencoder", "masked_reconstruction", "forecasting"
 ]
+ObjectiveName: TypeAlias = (
+    Literal["fedavg", "fedprox", "scaffold", "fednova", "ditto", "adversarial"] | PretextName
+)
 AggregatorName: TypeAlias = Literal[
     "weighted_mean",
     "clipped_mean",
@@ -51,6 +54,11 @@ CHOICES: Mapping[str, Mapping[str, Numbers]] = MappingProxyType(
             "fednova": {},
             "ditto": {"personal_lambda": 0.1},
             "adversarial": {"adversarial_epsilon": None, "adversarial_steps": 7},
+            "simclr": {"contrast_temperature": 0.2},
+            "simsiam": {},
+            "denoising_autoencoder": {"corrupted_fraction": 0.3},
+            "masked_reconstruction": {"masked_fraction": 0.5},
+            "forecasting": {"forecast_steps": 10},
         },
         "aggregator": {
             "weighted_mean": {},
@@ -83,6 +91,7 @@ CHOICES: Mapping[str, Mapping[str, Numbers]] = MappingProxyType(
 ROUNDING: Mapping[str, Any] = MappingProxyType(
     {"weight_bits": 8, "activation_bits": 8, "weight_scales": "exported"}
 )
+PRETEXTS: frozenset[str] = frozenset(get_args(PretextName))
 TEACHING: Mapping[str, Any] = MappingProxyType({"temperature": 3.0, "alpha": 0.7})
 
 
@@ -90,8 +99,10 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a stage's values with the defaults of the choices that it makes."""
     filled: dict[str, Any] = dict(ROUNDING) if values.get("quantize_aware") is True else {}
     filled |= TEACHING if values.get("kind") == "distill" else {}
+    filled |= {"objective": "simclr"} if values.get("kind") == "pretrain" else {}
     for part, choices in CHOICES.items():
-        numbers = choices.get(str(values.get(part, next(iter(choices)))), {})
+        chosen = str(values.get(part, filled.get(part, next(iter(choices)))))
+        numbers = choices.get(chosen, {})
         filled |= {key: value for key, value in numbers.items() if value is not None}
     return {**filled, **values}
 
@@ -139,6 +150,21 @@ def distill_fault(told: Mapping[str, Any]) -> str | None:
     if told["objective"] != "fedavg" or told["quantize_aware"]:
         key = "quantize_aware" if told["quantize_aware"] else "objective"
         return f"{key}: contradicts kind 'distill', which has a loss of its own; finetune after it"
+    return None
+
+
+def pretrain_fault(told: Mapping[str, Any]) -> str | None:
+    """Returns what needs labels where there are none, or needs none where there are, or None."""
+    objective, kind = told["objective"], told["kind"]
+    if kind != "pretrain":
+        if objective in PRETEXTS:
+            return f"objective: {objective!r} is for stages of kind 'pretrain'"
+        return None
+    if objective not in PRETEXTS:
+        return f"objective: {objective!r} needs labels; kind 'pretrain' has {sorted(PRETEXTS)}"
+    for key in ("personal", "quantize_aware"):
+        if told[key]:
+            return f"{key}: contradicts kind 'pretrain', whose model is not the one that is used"
     return None
 
 

@@ -21,6 +21,7 @@ from shared_models.config.parts import (
     combination_fault,
     distill_fault,
     number_fault,
+    pretrain_fault,
     quantize_fault,
     with_defaults,
 )
@@ -36,19 +37,29 @@ class TrainStage(Table):
 
     name: Name
     """Absent: the kind."""
-    kind: Literal["train", "finetune", "distill"]
-    """`finetune` goes on from another stage's weights: they must be there. `distill` trains a
-    `student` from new weights, with another stage's model as its teacher."""
+    kind: Literal["train", "finetune", "pretrain", "distill"]
+    """`pretrain` learns the encoder from all examples of the clients, without labels. `finetune`
+    goes on from another stage's weights: they must be there. `distill` trains a `student` from new
+    weights, with another stage's model as its teacher."""
     rounds: Count
     clients_per_round: Count
     local_epochs: Count = 1
     batch_size: Count = 10
     objective: ObjectiveName = "fedavg"
-    """What a client minimises, and what of it the server learns."""
+    """What a client minimises, and what of it the server learns. For `pretrain`: `simclr`,
+    `simsiam`, `denoising_autoencoder`, `masked_reconstruction` or `forecasting`."""
     proximal_mu: NotNegative | None = None
     """For `fedprox`: mu/2 times the squared distance to the server's weights is added."""
     personal_lambda: NotNegative | None = None
     """For `ditto`: how strongly a client's own model is drawn to the server's."""
+    contrast_temperature: Positive | None = None
+    """For `simclr`: how much the most similar ones of other examples count; T in the paper."""
+    corrupted_fraction: Fraction | None = None
+    """For `denoising_autoencoder`: the share of values that is set to zero."""
+    masked_fraction: Fraction | None = None
+    """For `masked_reconstruction`: the share of patches, or of spans of steps, that is hidden."""
+    forecast_steps: Count | None = None
+    """For `forecasting`: how many of a window's last readings are told."""
     adversarial_epsilon: Positive | None = None
     """For `adversarial`: how far each number of an input may be moved; images go from 0 to 1."""
     adversarial_steps: Count | None = None
@@ -56,7 +67,8 @@ class TrainStage(Table):
     personal: Prefixes = ()
     """Prefixes of array names that never leave a client, e.g. `["head."]`."""
     takes: Prefixes = ()
-    """Prefixes of array names that are taken over from the stage before; absent: all are."""
+    """Prefixes of array names that are taken over from the stages before; absent: all are that
+    one of them has."""
     resets: Prefixes = ()
     """Prefixes of array names that begin anew, e.g. `["head."]` for other labels."""
     freezes: Prefixes = ()
@@ -138,7 +150,7 @@ class TrainStage(Table):
         told = dict(self)
         if fault := number_fault(told) or combination_fault(told) or cohort_fault(told):
             raise ValueError(fault)
-        if fault := quantize_fault(told) or distill_fault(told):
+        if fault := quantize_fault(told) or distill_fault(told) or pretrain_fault(told):
             raise ValueError(fault)
         if self.min_clients > self.clients_per_round:
             raise ValueError("min_clients: is more than clients_per_round")
@@ -151,6 +163,11 @@ class TrainStage(Table):
         """Whether clients do nothing but descend on the task's loss, with all of the model."""
         plain = self.objective == "fedavg" and not self.quantize_aware and not self.student
         return plain and not self.personal and not self.freezes
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether clients train on their labelled examples alone."""
+        return self.kind != "pretrain"
 
     @property
     def needs_singles(self) -> bool:
@@ -183,6 +200,7 @@ KINDS: Mapping[str, type[Stage]] = MappingProxyType(
     {
         "train": TrainStage,
         "finetune": TrainStage,
+        "pretrain": TrainStage,
         "distill": TrainStage,
         "prune": PruneStage,
         "calibrate": CalibrateStage,

@@ -41,6 +41,19 @@ def no_noise(_: np.random.Generator, __: Batch) -> Noise:
     return {}
 
 
+@dataclass(frozen=True)
+class View:
+    """What a model is shown instead of the examples, where labels play no part.
+
+    * `draw(generator, batch) -> noise`: all that is random about it.
+    * `show(batch, noise) -> batch`: `x` is what the model sees, `y` what its outputs are compared
+      with.
+    """
+
+    draw: Callable[[np.random.Generator, Batch], Noise]
+    show: Callable[[Batch, Noise], Batch]
+
+
 class Broadcast(NamedTuple):
     """What the server sends to everybody: the weights, and what the objective adds to them."""
 

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from shared_models.objectives import Ground, Objective
 from shared_models.objectives.adversarial import Attack, adversarial
+from shared_models.objectives.denoising import denoising
 from shared_models.objectives.ditto import ditto
 from shared_models.objectives.fednova import fednova
 from shared_models.objectives.fedprox import fedprox
+from shared_models.objectives.forecasting import forecasting
+from shared_models.objectives.masked import masked
 from shared_models.objectives.quantized import quantize_aware
 from shared_models.objectives.scaffold import scaffold
+from shared_models.objectives.simclr import simclr
+from shared_models.objectives.simsiam import simsiam
 from shared_models.quantization import Grid
 
 if TYPE_CHECKING:
@@ -24,6 +29,8 @@ MakeObjective: TypeAlias = Callable[[Ground], Objective]
 
 def objective_of(stage: TrainStage, task: Task) -> MakeObjective:
     """Returns how a stage's objective is made."""
+    if stage.kind == "pretrain":
+        return task.objective
     made: dict[str, MakeObjective] = {
         "fedavg": task.objective,
         "fedprox": functools.partial(fedprox, mu=stage.proximal_mu or 0.0),
@@ -36,6 +43,21 @@ def objective_of(stage: TrainStage, task: Task) -> MakeObjective:
     if not stage.quantize_aware:
         return make
     return functools.partial(quantize_aware, make=make, grid=grid_of(stage))
+
+
+def pretext_of(stage: TrainStage, task: Task) -> Task:
+    """Returns what a stage of kind `pretrain` makes of a task: its encoder, and no labels.
+
+    Raises `InputError` when the objective is for other models or input than the task's.
+    """
+    made: dict[str, Callable[[], Task]] = {
+        "simclr": lambda: simclr(task, stage.contrast_temperature or 1.0),
+        "simsiam": lambda: simsiam(task),
+        "denoising_autoencoder": lambda: denoising(task, stage.corrupted_fraction or 0.0),
+        "masked_reconstruction": lambda: masked(task, stage.masked_fraction or 0.0),
+        "forecasting": lambda: forecasting(task, stage.forecast_steps or 1),
+    }
+    return made[stage.objective]()
 
 
 def _attack_of(stage: TrainStage) -> Attack:

@@ -1,0 +1,233 @@
+"""The stage without labels: its objectives, whose examples it sees, what it hands over."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+
+from clients.host import open_host
+from clients.trainers import TRAINERS
+from server.population import Population, of_stage
+from server.run_folder import RunFolder
+from shared_models.arrays import load_arrays, roles_of
+from shared_models.augmentations import augmentation_of
+from shared_models.config import Config, parse_config
+from shared_models.errors import ConfigError, InputError
+from shared_models.files import sha256_of
+from shared_models.inputs import InputSpec
+from shared_models.labelled import labelled, labelled_count
+from shared_models.models.scanned import scanned
+from shared_models.objectives import Batch
+from shared_models.objectives.choice import pretext_of
+from shared_models.objectives.masked import masked
+from shared_models.objectives.simclr import contrast
+from shared_models.stage_task import final_task, stage_task
+from shared_models.task import Task
+from shared_models.tasks import load_task
+from tests.pretraining import FINETUNE, HEAD, PRETRAIN, TRAIN
+from tests.test_runs import KILL_AT_WRITE, simulate, wildflower
+from tests.test_trainers import data_for, request_for, training_of
+
+OBJECTIVES = ("simclr", "simsiam", "denoising_autoencoder", "masked_reconstruction", "forecasting")
+
+
+def config(*stages: str) -> Config:
+    return parse_config(HEAD + "".join(stages), "x")
+
+
+def pretext(name: str, objective: str) -> Task:
+    stage = config(PRETRAIN + f'objective = "{objective}"', FINETUNE).learning_stages[0]
+    return pretext_of(stage, load_task(name))
+
+
+TOGETHER = [
+    (name, objective)
+    for name in ("digits-cnn", "watch-cnn", "watch-lstm-small")
+    for objective in OBJECTIVES
+    if (name, objective) != ("digits-cnn", "forecasting")
+]
+
+
+@pytest.mark.parametrize(("name", "objective"), TOGETHER)
+def test_the_encoder_is_the_tasks_own_and_the_head_is_not_there(name: str, objective: str) -> None:
+    own, found = load_task(name).build(0), pretext(name, objective).build(0)
+    encoder = {key: array.shape for key, array in own.items() if key.startswith("encoder.")}
+    assert {k: found[k].shape for k in found if k.startswith("encoder.")} == encoder
+    parts = {key.partition(".")[0] for key in found} - {"encoder"}
+    assert parts in ({"decoder"}, {"projector"}, {"projector", "predictor"})
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [pair for pair in TOGETHER if pair[0] == "digits-cnn"]
+    + [("watch-lstm-small", "masked_reconstruction"), ("watch-cnn", "simclr")],
+)
+def test_the_vectorised_trainer_pretrains_like_the_loop(name: str, objective: str) -> None:
+    task = pretext(name, objective)
+    training = training_of(task, make_objective=task.objective)
+    # Whole batches: a normalisation over the two views of one example makes rounding larger.
+    data_of = data_for(task, (6, 3, 9, 3, 3))
+    ours, theirs = (
+        TRAINERS[n](training)(request_for(task), data_of) for n in ("vectorised", "loop")
+    )
+    assert [row.reason for row in theirs.rows] == [""] * 5
+    for key, part in theirs.sums.items():
+        torch.testing.assert_close(ours.sums[key].arrays, part.arrays, rtol=1e-9, atol=1e-10)
+
+
+def test_the_contrast_is_that_of_the_paper() -> None:
+    z = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).double()
+    alike = cosine_similarity(z[:, None], z[None], dim=2) / 0.5
+    expected = [
+        -torch.log(alike[i, (i + 3) % 6].exp() / sum(alike[i, k].exp() for k in range(6) if k != i))
+        for i in range(6)
+    ]
+    torch.testing.assert_close(contrast(0.5)(z, z), torch.stack(expected).mean())
+
+
+def test_only_what_is_hidden_is_told() -> None:
+    view = masked(load_task("watch-cnn"), 0.5).view
+    assert view is not None
+    batch = Batch(torch.ones(4, 100, 6), torch.zeros(4))
+    shown = view.show(batch, view.draw(np.random.default_rng(0), batch))
+    hidden = shown.y[:, 1]
+    assert 0.2 < float(hidden.mean()) < 0.8
+    torch.testing.assert_close(shown.x, 1 - hidden)
+    loss = masked(load_task("watch-cnn"), 0.5).loss
+    assert float(loss(hidden, shown.y)) == 0.0  # right where it counts, wrong elsewhere
+    assert float(loss(1 - hidden, shown.y)) == 1.0
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "watch-cnn"])
+def test_views_are_examples_and_differ(name: str) -> None:
+    spec = load_task(name).input
+    augmentation = augmentation_of(spec)
+    x = torch.rand(5, *spec.shape)
+    noise = {k: own.float() for k, own in augmentation.draw(np.random.default_rng(0), 5).items()}
+    one = augmentation.apply(x, noise)
+    assert one.shape == x.shape
+    assert bool(torch.isfinite(one).all())
+    assert not torch.equal(one, x)
+    torch.testing.assert_close(one, augmentation.apply(x, noise), rtol=0, atol=0)
+
+
+def test_a_sensor_that_is_turned_feels_the_same_force() -> None:
+    spec = InputSpec(shape=(50, 6), mean=(0.1, 0.2, 0.3, 0.0, 0.0, 0.0), std=(2.0,) * 6)
+    augmentation = augmentation_of(spec)
+    x = torch.rand(3, 50, 6).double()
+    noise = augmentation.draw(np.random.default_rng(1), 3)
+    still = {"jitter": 0.0, "scale": 1.0, "kept": 1.0}
+    noise |= {key: torch.full_like(noise[key], value) for key, value in still.items()}
+    noise["times"] = torch.arange(50.0).double().expand(3, 50)
+    raw, turned = (
+        own * 2.0 + torch.tensor(spec.mean).double() for own in (x, augmentation.apply(x, noise))
+    )
+    torch.testing.assert_close(raw[..., :3].norm(dim=2), turned[..., :3].norm(dim=2))
+    assert not torch.allclose(raw, turned)
+
+
+def test_who_has_labels_is_drawn_once_for_all_shares() -> None:
+    few, more = (set(labelled(f, 0, 7, 500).tolist()) for f in (0.01, 0.1))
+    assert len(few) in (5, 6)
+    assert few < more
+    assert few != set(labelled(0.01, 1, 7, 500).tolist())
+    assert set(labelled(1.0, 0, 7, 500).tolist()) == set(range(500))
+
+
+def test_stages_with_labels_see_these_alone() -> None:
+    own = config(PRETRAIN, FINETUNE)
+    host = open_host(own)
+    few, everything = (host.data_for(name)(3) for name in ("finetune", "pretrain"))
+    owned = host.examples([3])[0]
+    assert len(everything.y) == owned
+    assert len(few.y) == labelled_count(0.1, 0, 3, owned) < owned / 5
+
+
+def test_clients_without_labels_take_no_part_where_they_are_needed() -> None:
+    own = parse_config((HEAD + PRETRAIN + FINETUNE).replace("= 0.1\n", "= 0.003\n", 1), "x")
+    host = open_host(own)
+    pretrain, finetune = own.learning_stages
+    population = Population(host.client_ids, host.examples(host.client_ids), None, ("x",))
+    assert of_stage(population, own, pretrain) == population
+    few = of_stage(population, own, finetune)
+    assert 0 < len(few) < len(population)
+    assert few.client_ids == host.taking_part(finetune)
+    assert all(len(host.data_for("finetune")(k).y) == n for k, n in few.examples_of.items())
+    with pytest.raises(InputError, match="no client has a label"):
+        of_stage(replace(population, client_ids=(1,), examples=(1,)), own, finetune)
+
+
+def test_the_head_comes_from_the_stage_that_had_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(HEAD + TRAIN + PRETRAIN + FINETUNE + 'freezes = ["head.", "encoder.conv."]\n')
+    simulate(path, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    train, pre, tuned = (
+        load_arrays(folder.stage_file(name)) for name in ("train", "pretrain", "finetune")
+    )
+    assert torch.equal(train["head.weight"], tuned["head.weight"])
+    assert torch.equal(pre["encoder.conv.weight"], tuned["encoder.conv.weight"])
+    assert not torch.equal(train["encoder.conv.weight"], pre["encoder.conv.weight"])
+    assert not torch.equal(pre["encoder.dense.weight"], tuned["encoder.dense.weight"])
+    told = [stage["eval"].keys() for stage in folder.summary()["stages"]]
+    assert told == [{"loss", "accuracy"}, {"loss"}, {"loss", "accuracy"}]
+
+
+# Files: config, manifest, two checkpoints and weights, three and weights, three and weights.
+@pytest.mark.parametrize("place", [5, 7, 9, 11])
+def test_killed_or_with_two_workers_the_bytes_are_the_same(place: int, tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(HEAD + TRAIN + PRETRAIN + FINETUNE)
+    alone = simulate(path, tmp_path / "alone")
+    first = KILL_AT_WRITE.format(place=place, before=False)
+    done = wildflower("simulate", path, "--out", tmp_path / "killed", first=first)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    done = wildflower("simulate", path, "--out", tmp_path / "killed", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert sha256_of(tmp_path / "killed" / "model.safetensors") == alone
+    if place == 5:
+        done = wildflower("simulate", path, "--out", tmp_path / "ray", "--workers", "2")
+        assert done.returncode == 0, done.stderr
+        assert sha256_of(tmp_path / "ray" / "model.safetensors") == alone
+
+
+def test_a_mapped_model_keeps_its_class() -> None:
+    task = pretext("watch-lstm-small", "simclr")
+    model = scanned(task.model().eval())
+    x = torch.rand(3, 100, 6)
+    torch.testing.assert_close(model(x), task.model().eval()(x))
+
+
+def test_the_final_model_is_the_tasks_own() -> None:
+    own = config(TRAIN, PRETRAIN, FINETUNE)
+    assert final_task(own).build(0).keys() == load_task("digits-cnn").build(0).keys()
+    arrays = stage_task(own, "pretrain")
+    assert "trainable" in roles_of(arrays.model(), (), ("projector.",)).values()
+
+
+@pytest.mark.parametrize(
+    ("stages", "told"),
+    [
+        (TRAIN + PRETRAIN, "a stage of kind 'finetune' has to follow"),
+        (PRETRAIN + '[[stages]]\nkind = "prune"\n' + FINETUNE, "wants a whole model"),
+        (PRETRAIN + 'objective = "fedprox"' + FINETUNE, "objective: 'fedprox' needs labels"),
+        (PRETRAIN + 'personal = ["head."]' + FINETUNE, "personal: contradicts kind 'pretrain'"),
+        (TRAIN + 'objective = "simclr"', "is for stages of kind 'pretrain'"),
+        (PRETRAIN + "masked_fraction = 0.2" + FINETUNE, "masked_fraction: contradicts objective"),
+    ],
+)
+def test_what_makes_no_sense_is_told(stages: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        config(stages)
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_tokens_are_refused(objective: str) -> None:
+    with pytest.raises(InputError, match=r"windows of sensors"):
+        pretext("shakespeare-lstm", objective)
