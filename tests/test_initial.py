@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from deploy.cli import run
+from server.app import _open
 from server.initial import initial
 from server.run_folder import RunFolder
 from shared_models.arrays import load_arrays, save_arrays
-from shared_models.config import Config, parse_config
+from shared_models.config import Config, parse_config, to_toml
 from shared_models.errors import ConfigError, InputError
 from shared_models.init_weights import settled_init
 from shared_models.tasks import load_task
@@ -74,6 +75,13 @@ def test_weights_that_changed_or_are_missing_are_told(trunk: Path, tmp_path: Pat
     trunk.write_bytes(b"no")
     with pytest.raises(InputError, match=r"init: .*cannot be read as safetensors"):
         initial(going_on(trunk))
+
+
+def test_a_server_that_has_no_such_weights_makes_no_run_of_it(tmp_path: Path) -> None:
+    settings = {"config": to_toml(going_on(tmp_path / "elsewhere"))}
+    with pytest.raises(InputError, match="no such file here; it is read where the server runs"):
+        _open(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_is_named_unless_it_begins_anew(trunk: Path) -> None:
