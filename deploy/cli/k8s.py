@@ -13,7 +13,8 @@ app = typer.Typer(help="Manifests and keys for Kubernetes.", no_args_is_help=Tru
 
 _Namespace = Annotated[str, typer.Option(help="Where all of it goes.")]
 _Clients = Annotated[
-    int, typer.Option(help="So many gateways of one client each, gateway-0 and on.", min=0, max=1000)
+    int,
+    typer.Option(help="So many gateways of one client each, gateway-0 and on.", min=0, max=1000),
 ]
 _Gateway = Annotated[
     list[str] | None, typer.Option(help="NAME=HOSTS, like north=0-99; may be repeated.")

@@ -181,9 +181,7 @@ def _image(name: str, told: str) -> dict[str, str]:
         return {"name": name, "newName": new, "digest": digest}
     new, colon, tag = told.rpartition(":")
     if not colon or "/" in tag or tag == "latest":
-        raise InputError(
-            f"image {told!r}: expected NAME:TAG or NAME@DIGEST; no tag latest"
-        )
+        raise InputError(f"image {told!r}: expected NAME:TAG or NAME@DIGEST; no tag latest")
     return {"name": name, "newName": new, "newTag": tag}
 
 
