@@ -75,7 +75,9 @@ def test_everything_of_it_is_the_whole_range_and_less_cuts_the_outlier() -> None
     assert clipped(own, counts, 99.9).high == pytest.approx(1.0, rel=0.05)
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if "lstm" not in name])
+@pytest.mark.parametrize(
+    "name", [n for n in TASKS if "lstm" not in n and n not in {"mnist-gan", "text-rnn"}]
+)
 def test_ranges_are_those_that_hooks_on_a_plain_loop_see(name: str) -> None:
     task = load_task(name)
     model = task.model(3).eval()

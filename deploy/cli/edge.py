@@ -14,7 +14,7 @@ from deploy.cli.output import AsJson, print_json, print_table
 if TYPE_CHECKING:
     from deploy.edge.bench import Timing
     from deploy.edge.card import Card
-    from deploy.edge.predict import Guess, Sampling
+    from deploy.edge.predict import Box, Guess, Sampling
     from deploy.edge.runtimes import Model
     from shared_models.answers import Answer
 
@@ -41,7 +41,7 @@ def predict(
     runtime: Runtime = "",
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a file makes of an input: labels and scores, a mask, values, or more of a text.
+    """Tell what a file makes of an input: labels, a mask, boxes, values, or more of a text.
 
     FILE is an .onnx or .tflite file. Labels and normalisation lie beside it or in it. Needs its
     runtime only, no torch.
@@ -108,10 +108,31 @@ def _print_values(model: Model, card: Card, asked: tuple[str, int, bool], as_jso
     print_table(columns, rows)
 
 
+def _print_boxes(model: Model, card: Card, asked: tuple[str, int, bool], as_json: bool) -> None:
+    from deploy.edge.predict import locate, read_input
+
+    source, _, invert = asked
+    found = locate(model.predict, card, read_input(source, card, invert=invert))
+    if as_json:
+        print_json([[asdict(box) for box in boxes] for boxes in found])
+        return
+    rows = [
+        (place, _printable(own.label), f"{own.score:.4f}", *(f"{v:.1f}" for v in _corners(own)))
+        for place, boxes in enumerate(found)
+        for own in boxes
+    ]
+    print_table(("example ", "label", "score ", "left ", "top ", "right ", "bottom "), rows)
+
+
+def _corners(box: Box) -> tuple[float, ...]:
+    return box.left, box.top, box.right, box.bottom
+
+
 _PRINTED: Mapping[Answer, Callable[[Model, Card, tuple[str, int, bool], bool], None]] = {
     "classes": _print_labels,
     "mask": _print_masks,
     "values": _print_values,
+    "boxes": _print_boxes,
 }
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deploy.edge.runtimes import Floats
 from shared_models.answers import Answer
+from shared_models.boxes import average_precision, decode, real_boxes
 
 _EXPLAINS = 0.95
 
@@ -87,8 +88,15 @@ def _explaining(outputs: Floats, expected: Floats) -> float:
     return float((error <= (1.0 - _EXPLAINS) * spread).mean())
 
 
+def mean_precision(outputs: Floats, targets: NDArray[Any]) -> float:
+    """Returns the average precision at an overlap of 0.5, 0 where there is nothing to be found."""
+    truths = [real_boxes(own) for own in targets]
+    return float(np.nan_to_num(average_precision(decode(outputs), truths)))
+
+
 SCORINGS: Mapping[Answer, Scoring] = {
     "classes": Scoring("accuracy", _accuracy, _same_classes),
     "mask": Scoring("mean_iou", mean_iou, _same_classes),
     "values": Scoring("explained_variance", explained_variance, _explaining),
+    "boxes": Scoring("map50", mean_precision, _explaining),
 }

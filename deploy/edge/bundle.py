@@ -16,6 +16,7 @@ from deploy.edge.artefact import Artefact, Gate, check_hash, describe_path, load
 from deploy.edge.measure import Measured, measure_everywhere
 from deploy.edge.reference import FILE, Reference, load_reference, reference_bytes
 from deploy.edge.runtimes import SUFFIXES
+from shared_models import boxes
 from shared_models.answers import Answer
 from shared_models.errors import ExportError
 
@@ -27,7 +28,9 @@ _ANSWERS: Mapping[Answer, str] = {
     "classes": "tells one of {} labels",
     "mask": "tells the class of each pixel",
     "values": "answers with numbers",
+    "boxes": "tells where things of {} kind are, as boxes",
 }
+_BOXES_ROW = "| `boxes.py` | makes boxes of the model's numbers: `example.py` needs it |\n"
 _LABELS_ROW = "| `labels.txt` | a label a line, in the order of the outputs |\n"
 
 
@@ -150,6 +153,8 @@ def _documents(described: Artefact, sample: Reference) -> dict[str, bytes]:
         "example.py": (_DEVICE / "example.py").read_text(),
         "README.md": _readme(described, len(sample.x)),
     }
+    if described.answer == "boxes":
+        texts["boxes.py"] = Path(boxes.__file__).read_text()
     if described.labels:
         texts["labels.txt"] = "".join(f"{_on_one_line(label)}\n" for label in described.labels)
     if described.file.endswith(".tflite"):
@@ -203,6 +208,7 @@ def _readme(described: Artefact, sample: int) -> str:
         runtimes=", ".join(f"{one.runtime} {one.version}" for one in described.measured),
         sample=sample,
         labels_row=_LABELS_ROW * bool(described.labels),
+        boxes_row=_BOXES_ROW * (described.answer == "boxes"),
         c_row="| `example.c` | one example in C, for the TensorFlow Lite C API |\n" * has_c,
         mean=list(inputs.mean),
         std=list(inputs.std),

@@ -1,4 +1,4 @@
-"""Labels, masks or values for examples; text, character by character."""
+"""Labels, masks, boxes or values for examples; text, character by character."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from deploy.edge.answers import classes_in
 from deploy.edge.card import Card
 from deploy.edge.examples import is_text, parse_examples, parse_text, read_bytes
 from deploy.edge.runtimes import Floats, Predict
+from shared_models.boxes import NUMBERS, decode
 from shared_models.errors import ExportError, InputError
 
 
@@ -76,6 +77,30 @@ def segment(predict: Predict, card: Card, raw: NDArray[Any]) -> list[Mask]:
 
 def _shares(mask: NDArray[np.int64], labels: tuple[str, ...]) -> dict[str, float]:
     return {label: float((mask == place).mean()) for place, label in enumerate(labels)}
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where something is, in pixels of the model's input, and how sure the model is: 0 to 1."""
+
+    label: str
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def locate(predict: Predict, card: Card, raw: NDArray[Any]) -> list[list[Box]]:
+    """Returns the boxes in each example, the surest first; none overlap much."""
+    outputs = _outputs(predict, card.input.prepare(raw))
+    if outputs.shape[1:2] != (NUMBERS,) or outputs.ndim != 4 or len(card.labels) != 1:
+        raise ExportError(f"the file answers with shape {outputs.shape}, which are no boxes")
+    (label,) = card.labels
+    return [
+        [Box(label, float(s), *map(float, b)) for b, s in zip(*found, strict=True)]
+        for found in decode(outputs)
+    ]
 
 
 def evaluate(predict: Predict, card: Card, raw: NDArray[Any]) -> list[Values]:

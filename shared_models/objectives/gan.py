@@ -75,7 +75,8 @@ class Game:
 
     def draw(self, generator: np.random.Generator, batch: Batch) -> Noise:
         """Returns what both halves of a step make images of: `(n, latent)` for each net."""
-        shape = (len(batch.x), self._latent)
+        # A client's last batch may be a single example, of which no norm has a variance.
+        shape = (max(2, len(batch.x)), self._latent)
         return {
             net: torch.from_numpy(generator.standard_normal(shape)).to(batch.x)
             for net in (DISCRIMINATOR, GENERATOR)

@@ -1,4 +1,4 @@
-"""Tells the label, or else the numbers, for each example in an .npz or .npy of raw examples.
+"""Tells the label, mask, boxes or numbers for each example in an .npz or .npy of raw examples.
 
 python3 example.py [FILE]    needs numpy and tflite-runtime, ai-edge-litert or onnxruntime
 """
@@ -56,5 +56,12 @@ if __name__ == "__main__":
             print(about["labels"][np.argmax(outputs)])
         elif about["answer"] == "mask":
             print(*(np.argmax(outputs, 0) if len(outputs) > 1 else outputs > 0).astype(int).ravel())
+        elif about["answer"] == "boxes":
+            from boxes import decode
+
+            (found,) = decode(outputs[None])
+            for place, score in zip(*found):  # noqa: B905  # older Pythons know no strict
+                print(f"{score:.2f}", *place.round(), end="; ")
+            print()
         else:
             print(*np.ravel(outputs))

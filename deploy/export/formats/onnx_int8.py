@@ -46,9 +46,12 @@ def write(source: Source, path: Path) -> Made:
 
 def prepared(source: Source) -> Path:
     """Returns the fp32 file with shapes inferred and constants folded, as quantizers need it."""
-    return source.once(
-        "prepared.onnx", lambda path: quant_pre_process(str(convert(source)), str(path))
-    )
+
+    def prepare(path: Path) -> None:
+        # Sides that were halved and doubled again are other symbols: merged, they fit together.
+        quant_pre_process(str(convert(source)), str(path), auto_merge=True)
+
+    return source.once("prepared.onnx", prepare)
 
 
 def _write_ranges(source: Source, ranges: Ranges) -> Path:
