@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from clients.host import open_host
 from clients.trainers import TRAINERS
 from server.population import Population, of_stage
 from server.run_folder import RunFolder
-from shared_models.arrays import load_arrays, roles_of
+from shared_models.arrays import in_dtype, load_arrays, roles_of
 from shared_models.augmentations import augmentation_of
 from shared_models.config import Config, parse_config
 from shared_models.errors import ConfigError, InputError
@@ -25,8 +26,10 @@ from shared_models.labelled import labelled, labelled_count
 from shared_models.models.scanned import scanned
 from shared_models.objectives import Batch
 from shared_models.objectives.choice import pretext_of
+from shared_models.objectives.fedema import fedema
 from shared_models.objectives.masked import masked
 from shared_models.objectives.simclr import contrast
+from shared_models.partial import Partial
 from shared_models.stage_task import final_task, stage_task
 from shared_models.task import Task
 from shared_models.tasks import load_task
@@ -56,7 +59,9 @@ TOGETHER = [
 
 @pytest.mark.parametrize(("name", "objective"), TOGETHER)
 def test_the_encoder_is_the_tasks_own_and_the_head_is_not_there(name: str, objective: str) -> None:
-    own, found = load_task(name).build(0), pretext(name, objective).build(0)
+    task = pretext(name, objective)
+    own, found = load_task(name).build(0), task.build(0)
+    assert task.measures() == ("loss",)
     encoder = {key: array.shape for key, array in own.items() if key.startswith("encoder.")}
     assert {k: found[k].shape for k in found if k.startswith("encoder.")} == encoder
     parts = {key.partition(".")[0] for key in found} - {"encoder"}
@@ -79,6 +84,35 @@ def test_the_vectorised_trainer_pretrains_like_the_loop(name: str, objective: st
     assert [row.reason for row in theirs.rows] == [""] * 5
     for key, part in theirs.sums.items():
         torch.testing.assert_close(ours.sums[key].arrays, part.arrays, rtol=1e-9, atol=1e-10)
+
+
+def ema(trainer: str, kept: float) -> Partial:
+    """What five clients send who are back, each having kept a model that far from the server's."""
+    task = pretext("digits-cnn", "denoising_autoencoder")
+    training = training_of(task, make_objective=functools.partial(fedema, tau=0.7))
+    server = in_dtype(task.build(0), torch.float64)
+    own = {name: array + kept for name, array in server.items()}
+    state = {"own": own, "scale": {"value": torch.zeros((), dtype=torch.float64)}}
+    request = replace(request_for(task, server), states=dict.fromkeys(range(5), state))
+    return TRAINERS[trainer](training)(request, data_for(task))
+
+
+def test_who_is_back_begins_between_its_own_model_and_the_servers() -> None:
+    far, near = ema("loop", 0.01), ema("loop", 0.0)
+    assert [row.status for row in far.rows] == ["ok"] * 5
+    encoders = sum(
+        array.numel()
+        for name, array in load_task("digits-cnn").build(0).items()
+        if name.startswith("encoder.")
+    )
+    scale = far.states[0]["scale"]["value"]
+    torch.testing.assert_close(scale, torch.tensor(0.7 / (0.01 * encoders**0.5)).double())
+    assert float(near.states[0]["scale"]["value"]) == 0.0
+    gone = far.states[0]["own"]["encoder.dense.bias"] - near.states[0]["own"]["encoder.dense.bias"]
+    assert 0.005 < float(gone.mean()) < 0.009  # 0.7 of the way, and two epochs of descent
+    ours = ema("vectorised", 0.01)
+    for key, part in far.sums.items():
+        torch.testing.assert_close(ours.sums[key].arrays, part.arrays, rtol=1e-9, atol=1e-12)
 
 
 def test_the_contrast_is_that_of_the_paper() -> None:
@@ -219,6 +253,7 @@ def test_the_final_model_is_the_tasks_own() -> None:
         (PRETRAIN + 'objective = "fedprox"' + FINETUNE, "objective: 'fedprox' needs labels"),
         (PRETRAIN + 'personal = ["head."]' + FINETUNE, "personal: contradicts kind 'pretrain'"),
         (TRAIN + 'objective = "simclr"', "is for stages of kind 'pretrain'"),
+        (TRAIN + "mixing_scale = 0.7", "mixing_scale: is for stages of kind 'pretrain'"),
         (PRETRAIN + "masked_fraction = 0.2" + FINETUNE, "masked_fraction: contradicts objective"),
     ],
 )

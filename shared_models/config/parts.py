@@ -157,6 +157,8 @@ def pretrain_fault(told: Mapping[str, Any]) -> str | None:
     """Returns what needs labels where there are none, or needs none where there are, or None."""
     objective, kind = told["objective"], told["kind"]
     if kind != "pretrain":
+        if told["mixing_scale"] is not None:
+            return "mixing_scale: is for stages of kind 'pretrain'"
         if objective in PRETEXTS:
             return f"objective: {objective!r} is for stages of kind 'pretrain'"
         return None

@@ -64,6 +64,9 @@ class TrainStage(Table):
     """For `adversarial`: how far each number of an input may be moved; images go from 0 to 1."""
     adversarial_steps: Count | None = None
     """For `adversarial`: 1 is FGSM, more is PGD from a random start; 7 if absent."""
+    mixing_scale: NotNegative | None = None
+    """For `pretrain`: clients that are back begin nearer to their own model, by FedEMA; tau in the
+    paper, which has 0.7. Absent: all begin at the server's."""
     personal: Prefixes = ()
     """Prefixes of array names that never leave a client, e.g. `["head."]`."""
     takes: Prefixes = ()

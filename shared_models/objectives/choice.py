@@ -10,6 +10,7 @@ from shared_models.objectives import Ground, Objective
 from shared_models.objectives.adversarial import Attack, adversarial
 from shared_models.objectives.denoising import denoising
 from shared_models.objectives.ditto import ditto
+from shared_models.objectives.fedema import fedema
 from shared_models.objectives.fednova import fednova
 from shared_models.objectives.fedprox import fedprox
 from shared_models.objectives.forecasting import forecasting
@@ -30,7 +31,8 @@ MakeObjective: TypeAlias = Callable[[Ground], Objective]
 def objective_of(stage: TrainStage, task: Task) -> MakeObjective:
     """Returns how a stage's objective is made."""
     if stage.kind == "pretrain":
-        return task.objective
+        tau = stage.mixing_scale
+        return task.objective if tau is None else functools.partial(fedema, tau=tau)
     made: dict[str, MakeObjective] = {
         "fedavg": task.objective,
         "fedprox": functools.partial(fedprox, mu=stage.proximal_mu or 0.0),
