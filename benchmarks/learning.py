@@ -83,7 +83,9 @@ def learn(config: Config) -> Curve:
         except (RoundError, CheckpointError) as error:  # it diverged, or nobody was usable
             broke = str(error)
         records = folder.records()
-    told = tuple(round(record.eval["accuracy"], 4) for record in records if record.eval)
+    evals = [record.eval for record in records if record.eval]
+    # A stage without labels has none.
+    told = tuple(round(found["accuracy"], 4) for found in evals if "accuracy" in found)
     return Curve(told, broke, max((len(record.injected) for record in records), default=0))
 
 

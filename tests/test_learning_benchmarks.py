@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import algorithms, attack
+from benchmarks import algorithms, attack, labels
 from benchmarks.learning import Curve, Kept, learn, learn_all, open_kept
 from benchmarks.plot import save
 from shared_models.config import Config
@@ -169,3 +169,25 @@ def test_gains_are_taken_seed_by_seed() -> None:
     assert "+5.0 +10.0" in next(line for line in lines if "FedAdam" in line)
     assert len({len(line) for line in lines}) == 1
     json.dumps(list(rows.values()))
+
+
+def test_labels_are_told_by_share_and_go_on(tmp_path: Path) -> None:
+    cells = list(labels.cells_of(["tiny"], [0.2], 1, ()))
+    assert [cell.way for cell in cells] == ["scratch", "denoising_autoencoder"]
+    kinds = [[stage.kind for stage in labels.config_of(cell).stages] for cell in cells]
+    assert kinds == [["train"], ["pretrain", "train"]]
+    wanted = {cell.name: labels.config_of(cell) for cell in cells}
+    kept = learn_all(wanted, open_kept(tmp_path / "labels.json", {}), 1, lambda _: None)
+    kept = learn_all(wanted, kept, 1, never)
+    rows = labels.rows_of(kept.curves)
+    assert [row.way for row in rows] == ["scratch", "denoising_autoencoder"]
+    assert labels.table(rows).count("\n") == 2
+    save(labels.draw(rows), tmp_path / "labels.svg", "accuracy")
+
+
+def test_gains_are_against_scratch() -> None:
+    curves = {f"x 0.01 scratch {s}": flat(0.5 + 0.1 * s) for s in range(2)}
+    rows = labels.rows_of({**curves, "x 0.01 simclr 0": flat(0.65), "x 0.01 simclr 1": flat(0.65)})
+    (line,) = labels.table(rows).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("| ").split("|")]
+    assert cells == ["x", "1%", "simclr", "55.0 ± 7.1", "65.0 ± 0.0", "+10.0", "2"]

@@ -1,0 +1,223 @@
+"""What unlabelled data is worth where few labels are: `python -m benchmarks.labels`.
+
+Each cell is a whole federated run: a supervised stage alone (`scratch`), or a `pretrain` stage on
+all examples of all clients and then the same supervised stage. Who has labels is drawn by the seed,
+the same for both. A file holds what is done, so that the benchmark goes on where it was stopped;
+its accuracies depend neither on how many run at a time nor on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+import typer
+from matplotlib.figure import Figure
+
+from benchmarks.command import RESULTS, told_in_a_line
+from benchmarks.learning import Curve, learn_all, open_kept
+from benchmarks.plot import INK, save
+from benchmarks.text import markdown
+from shared_models.config import Config, parse_config
+from shared_models.errors import InputError, did_you_mean
+
+FRACTIONS = (0.01, 0.05, 0.1)
+SCRATCH = "scratch"
+COLOURS = ("#d9822b", "#3f8fce", "#8f6fc4", "#5fa052", "#c0504d")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A data set, how it is learnt with labels and without, and the objectives that are tried."""
+
+    task: str
+    data: Mapping[str, Any]
+    supervised: Mapping[str, Any]
+    pretrain: Mapping[str, Any]
+    objectives: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: `way` is an objective, or `scratch`."""
+
+    dataset: str
+    fraction: float
+    way: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """What the results file calls it."""
+        return f"{self.dataset} {self.fraction:g} {self.way} {self.seed}"
+
+
+_HUNDRED = {"partition": "iid", "clients": 100}
+_FEW_LABELS = {
+    "rounds": 60, "clients_per_round": 100, "local_epochs": 5, "batch_size": 10,
+    "local_learning_rate": 0.05, "local_clip_norm": 1.0,
+}  # fmt: skip
+_ADAM = {"local_optimizer": "adam", "local_learning_rate": 0.001}
+_IMAGES = {"rounds": 30, "clients_per_round": 10, "batch_size": 64, **_ADAM}
+SETTINGS: Mapping[str, Setting] = {
+    "mnist": Setting("mnist-cnn", _HUNDRED, _FEW_LABELS, _IMAGES, ("simclr",)),
+    "fashion-mnist": Setting("fashion-cnn", _HUNDRED, _FEW_LABELS, _IMAGES, ("simclr",)),
+    "watch": Setting(
+        "watch-cnn",
+        {"partition": "natural"},
+        {**_FEW_LABELS, "clients_per_round": 8, "local_learning_rate": 0.02},
+        {"rounds": 50, "clients_per_round": 8, "batch_size": 32, **_ADAM},
+        ("masked_reconstruction",),
+    ),
+}
+TINY = Setting(
+    "digits-cnn",
+    {"partition": "iid", "clients": 6},
+    {**_FEW_LABELS, "rounds": 2, "clients_per_round": 6},
+    {"rounds": 1, "clients_per_round": 3, "batch_size": 64, **_ADAM},
+    ("denoising_autoencoder",),
+)  # seconds: for the tests and a first try
+_ALL = {**SETTINGS, "tiny": TINY}
+
+
+def config_of(cell: Cell) -> Config:
+    """Returns the run of a cell; the server measures only what a stage ends with."""
+    own = _ALL[cell.dataset]
+    stages: list[dict[str, Any]] = [{"name": "supervised", "kind": "train", **own.supervised}]
+    if cell.way != SCRATCH:
+        stages.insert(0, {"kind": "pretrain", "objective": cell.way, **own.pretrain})
+    values = {
+        "task": own.task,
+        "seed": cell.seed,
+        "data": {**own.data, "labelled_fraction": cell.fraction},
+        "evaluate": {"every": 1_000_000},
+        "plan": {"trainer": "loop", "block_size": 10},
+        "stages": stages,
+    }
+    return parse_config(tomli_w.dumps(values), cell.name)
+
+
+def cells_of(
+    datasets: Sequence[str], fractions: Sequence[float], seeds: int, objectives: Sequence[str]
+) -> Iterator[Cell]:
+    """Yields the cells that are asked for, those first that say most."""
+    for seed in range(seeds):
+        for fraction in fractions:
+            for dataset in datasets:
+                for way in (SCRATCH, *(objectives or _ALL[dataset].objectives)):
+                    yield Cell(dataset, fraction, way, seed)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The accuracies of one way to learn from a share of the labels, one a seed."""
+
+    dataset: str
+    fraction: float
+    way: str
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """The mean over seeds."""
+        return statistics.fmean(self.accuracies)
+
+    @property
+    def spread(self) -> float:
+        """The standard deviation over seeds; 0 for one."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} ± {100 * self.spread:.1f}"
+
+
+def rows_of(curves: Mapping[str, Curve]) -> list[Row]:
+    """Returns what all runs of a file say, by data set, share and way."""
+    found: dict[tuple[str, float, str], list[float]] = {}
+    for name, curve in curves.items():
+        dataset, fraction, way, _ = name.split(" ")
+        found.setdefault((dataset, float(fraction), way), []).append(curve.at_end(1))
+    rows = [Row(*key, tuple(own)) for key, own in found.items()]
+    return sorted(rows, key=lambda row: (row.dataset, row.fraction, row.way != SCRATCH, row.way))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Returns a table in Markdown: accuracy in per cent, mean and standard deviation over seeds."""
+    scratch = {(row.dataset, row.fraction): row for row in rows if row.way == SCRATCH}
+    head = ("data", "labels", "pretraining", "from scratch", "pretrained", "gain", "seeds")
+    body = []
+    for row in rows:
+        base = scratch.get((row.dataset, row.fraction))
+        if row.way == SCRATCH or base is None:
+            continue
+        gain = f"{100 * (row.mean - base.mean):+.1f}"
+        seeds = str(len(row.accuracies))
+        body.append((row.dataset, f"{row.fraction:.0%}", row.way, f"{base}", f"{row}", gain, seeds))
+    return markdown(head, body)
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Returns the figure: accuracy by the share of labels, an axis for each data set."""
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    figure = Figure(figsize=(3.2 * len(datasets), 2.8), layout="constrained")
+    figure.patch.set_alpha(0)
+    for axes, dataset in zip(
+        figure.subplots(1, len(datasets), squeeze=False)[0], datasets, strict=True
+    ):
+        own = [row for row in rows if row.dataset == dataset]
+        ways = list(dict.fromkeys(row.way for row in own))
+        for way, colour in zip(ways, (INK, *COLOURS), strict=False):
+            line = [row for row in own if row.way == way]
+            axes.errorbar(
+                [100 * row.fraction for row in line],
+                [100 * row.mean for row in line],
+                [100 * row.spread for row in line],
+                label=way, color=colour, marker="o", markersize=4, capsize=3,
+            )  # fmt: skip
+        axes.set_title(dataset, fontsize=9, color=INK)
+        axes.set_xlabel("% of examples with a label", fontsize=8, color=INK)
+        axes.tick_params(labelsize=8, colors=INK)
+        axes.patch.set_alpha(0)
+        axes.spines[:].set_color(INK)
+        axes.legend(fontsize=7, labelcolor=INK, frameon=False)
+    figure.supylabel("accuracy, %", fontsize=8, color=INK)
+    return figure
+
+
+def main(
+    dataset: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
+    fraction: Annotated[list[float] | None, typer.Option(help="Only these shares.")] = None,
+    objective: Annotated[list[str] | None, typer.Option(help="Only these objectives.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    out: Annotated[Path, typer.Option(help="What is done is kept here.")] = RESULTS / "labels.json",
+    plot: Annotated[Path | None, typer.Option(help="An SVG to draw.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Compare training from scratch with pretraining and fine-tuning, by the share of labels.
+
+    Example: python -m benchmarks.labels --dataset watch --fraction 0.01 --seeds 1
+    """
+    with told_in_a_line():
+        datasets = dataset or list(SETTINGS)
+        if unknown := [name for name in datasets if name not in _ALL]:
+            near = did_you_mean(unknown[0], _ALL)
+            raise InputError(f"--dataset {unknown[0]!r} does not exist; {near}")
+        cells = cells_of(datasets, fraction or FRACTIONS, seeds, objective or ())
+        wanted = {cell.name: config_of(cell) for cell in cells}
+        kept = open_kept(out, {name: asdict(own) for name, own in SETTINGS.items()})
+        kept = learn_all(wanted, kept, processes, lambda line: typer.echo(line, err=True))
+    rows = rows_of(kept.curves)
+    if plot is not None:
+        save(draw(rows), plot, "accuracy by the share of examples that have labels")
+    told = [{**asdict(row), "mean": row.mean, "spread": row.spread} for row in rows]
+    typer.echo(json.dumps(told, indent=2) if as_json else table(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
