@@ -295,7 +295,7 @@ def test_files_are_of_the_smaller_model(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.py").write_text(STUDENT)
     export = '[[stages]]\nkind = "export"\nformats = ["onnx"]\nlatency_runs = 5\n'
-    export += "max_accuracy_drop = 0.03\n"  # 359 examples: four of them are more than 0.01
+    export += "max_score_drop = 0.03\n"  # 359 examples: four of them are more than 0.01
     text = PRUNED if kind == "prune" else DIGITS + TEACH.replace("rounds = 3", "rounds = 25")
     path = tmp_path / "run.toml"
     path.write_text(to_toml(parse_config(text.replace("rounds = 4", "rounds = 12") + export, "x")))

@@ -85,7 +85,5 @@ def _first_fault(first: Stage, *, goes_on: bool) -> str | None:
         return None
     given = [key for key in ("takes", "resets") if getattr(first, key, None)]
     if given:
-        return (
-            f"stages.{first.name}.{given[0]}: there is no stage before it to go on from, no init"
-        )
+        return f"stages.{first.name}.{given[0]}: there is no stage before it to go on from, no init"
     return None
