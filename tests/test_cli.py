@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from deploy.cli import app, run
+from shared_models.datasets.catalog import CATALOG
 
 VERBS = (
     "simulate",
@@ -98,7 +99,7 @@ def test_models_are_listed_with_exact_sizes(capsys: pytest.CaptureFixture[str]) 
 
 def test_data_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     names = {row["name"] for row in answer(capsys, "data", "list")}
-    assert {"mnist", "fashion-mnist", "shakespeare", "watch", "mnist5k", "digits"} == names
+    assert names == set(CATALOG)
     assert answer(capsys, "data", "fetch", "digits")["path"].endswith(".whl")
     told = answer(capsys, "data", "info", "digits", "--partition", "shards", "--clients", "20")
     assert (told["clients"], told["train"], told["test"]) == (20, 1438, 359)

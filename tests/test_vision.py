@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from deploy.cli import run
 from deploy.edge.answers import SCORINGS
+from deploy.edge.bundle import write_bundle
 from server.evaluation import evaluator_of
 from shared_models.arrays import Arrays, roles_of
 from shared_models.boxes import CELL, average_precision, decode, real_boxes
@@ -231,6 +235,25 @@ def test_a_unet_finds_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_noise_is_the_same_whoever_trains(tmp_path: Path) -> None:
+    try:
+        load_dataset("mnist")
+    except DataError as error:
+        pytest.skip(f"NO MNIST DATA: {error}")
+    whole = (ROOT / "examples" / "gan-mnist.toml").read_text()
+    (tmp_path / "gan.toml").write_text(whole.rpartition("\n[[stages]]")[0])
+    few = ("stages.train.rounds=2", "data.max_examples_per_client=130", "plan.block_size=2")
+    options = [word for own in (*few, "evaluate.data=none") for word in ("-s", own)]
+    for name, *engine in (("inline",), ("ray", "--workers", "1"), ("ray", "--workers", "2")):
+        out = tmp_path / "-".join((name, *engine))
+        command = ["simulate", str(tmp_path / "gan.toml"), "--out", str(out), "--engine", name]
+        assert run([*command, *engine, *options]) == 0
+    made = {path.read_bytes() for path in tmp_path.glob("*/model.safetensors")}
+    assert len(list(tmp_path.glob("*/model.safetensors"))) == 3
+    assert len(made) == 1
+
+
+@pytest.mark.slow
 def test_a_generator_comes_nearer_to_digits(tmp_path: Path) -> None:
     few = ("stages.train.rounds=3", "evaluate.every=3", "data.max_examples_per_client=1000")
     before, after = learnt("gan-mnist", tmp_path / "run", *few)
@@ -238,9 +261,21 @@ def test_a_generator_comes_nearer_to_digits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_detector_finds_trees(tmp_path: Path) -> None:
+def test_a_detector_finds_trees_on_a_device_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     few = ("stages.train.rounds=3", "evaluate.every=3")
     before, after = learnt("trees-detector", tmp_path / "run", *few)
     assert before["map50"] < 0.05
     assert after["map50"] > 2 * before["map50"]
     assert after["map50"] > 0.08
+    export, device = tmp_path / "run" / "export", tmp_path / "device"
+    capsys.readouterr()
+    asked = ["--input", str(export / "reference.npz"), "--json"]
+    assert run(["predict", str(export / "model-fp32.tflite"), *asked]) == 0
+    told = json.loads(capsys.readouterr().out)
+    shutil.unpack_archive(write_bundle(export / "model-fp32.tflite"), device)
+    command = [sys.executable, str(device / "example.py"), str(export / "reference.npz")]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert [len(boxes) for boxes in told] == [line.count(";") for line in said]
+    assert max(len(boxes) for boxes in told) > 1
