@@ -234,6 +234,9 @@ def test_a_unet_finds_digits(tmp_path: Path) -> None:
     assert after["iou"] > 0.45  # the best threshold on brightness has 0.36
 
 
+# Ray leaves processes and files to the end of its own process.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.slow
 def test_noise_is_the_same_whoever_trains(tmp_path: Path) -> None:
     try:
