@@ -90,6 +90,33 @@ EXPLAINED = Pooled(_powers, _explained)
 1 - squared error / squared distance to the mean target. 0 is what the mean itself gets."""
 
 
+def _errors(outputs: Tensor, targets: Tensor, y: Tensor) -> Tensor:
+    """Returns a row an example: its mean squared error, and its label."""
+    error = (outputs - targets).square().flatten(1).mean(dim=1)
+    return torch.stack([error, y.to(error.dtype)], dim=1)
+
+
+def roc_auc(rows: NDArray[Any]) -> float:
+    """Returns how often an example of label 1 has a larger score than one of label 0, ties half.
+
+    `rows` are pairs of score and label; NaN where a label is missing (Hanley and McNeil 1982).
+
+    >>> roc_auc(np.array([[0.1, 0.0], [0.4, 0.0], [0.4, 1.0], [0.9, 1.0]]))
+    0.875
+    """
+    scores, positive = rows[:, 0], rows[:, 1] > 0
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    ours, theirs = int(positive.sum()), int((~positive).sum())
+    if not ours or not theirs or np.isnan(scores).any():
+        return math.nan
+    return float((ranks[positive].sum() - ours * (ours + 1) / 2) / (ours * theirs))
+
+
+ANOMALY_AUC = Pooled(_errors, roc_auc)
+"""Area under the ROC curve of an autoencoder's error as the score of what is unusual, label 1."""
+
+
 def _overlaps(outputs: Tensor, targets: Tensor, _: Tensor) -> Tensor:
     """Returns one row `(2, classes)`: pixels that are a class in both, and in either."""
     classes = max(2, outputs.shape[1])

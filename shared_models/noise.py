@@ -1,6 +1,6 @@
-"""Noise inside a model, drawn outside of it: dropout whose mask is an argument.
+"""Noise inside a model, drawn outside of it: dropout and Gaussian codes that take an argument.
 
-torch's own dropout draws from a global generator, which no two workers share. Here the mask is an
+torch's own dropout draws from a global generator, which no two workers share. Here the noise is an
 array with a name, like a weight, and comes from the client's keyed generator.
 """
 
@@ -24,6 +24,7 @@ class Dropout(nn.Module):
     draws; in evaluation the module does nothing.
     """
 
+    slot = "mask"
     mask: Tensor
 
     def __init__(self, probability: float, shape: tuple[int, ...]) -> None:
@@ -44,6 +45,30 @@ class Dropout(nn.Module):
         return mask.double() / (1.0 - self.probability)
 
 
+class Gaussian(nn.Module):
+    """A normal variable of a known shape (without the batch axis), by its mean and log variance.
+
+    Kingma and Welling, "Auto-encoding variational Bayes", ICLR 2014, section 2.4. In training,
+    `drawn` must be replaced by what `noise_of` draws; in evaluation the module gives the mean.
+    """
+
+    slot = "drawn"
+    drawn: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.shape = shape
+        self.register_buffer("drawn", torch.zeros(()), persistent=False)
+
+    def forward(self, mean: Tensor, log_variance: Tensor) -> Tensor:
+        """Returns `mean + deviation * drawn` in training, the mean in evaluation."""
+        return mean + (log_variance / 2).exp() * self.drawn if self.training else mean
+
+    def draw(self, generator: np.random.Generator, examples: int) -> Tensor:
+        """Returns standard normal numbers `(examples, *shape)`."""
+        return torch.from_numpy(generator.standard_normal((examples, *self.shape)))
+
+
 def noise_of(model: nn.Module) -> Callable[[np.random.Generator, Batch], Noise]:
     """Returns the function that draws all that a model's step needs, in the order of its modules.
 
@@ -52,14 +77,16 @@ def noise_of(model: nn.Module) -> Callable[[np.random.Generator, Batch], Noise]:
     >>> {name: tuple(mask.shape) for name, mask in noise.items()}
     {'1.mask': (2, 3)}
     """
-    noisy = {name: part for name, part in model.named_modules() if isinstance(part, Dropout)}
+    noisy = {
+        name: part for name, part in model.named_modules() if isinstance(part, Dropout | Gaussian)
+    }
     if not noisy:
         return no_noise
 
     def draw(generator: np.random.Generator, batch: Batch) -> Noise:
         dtype = batch.x.dtype if batch.x.is_floating_point() else torch.float32
         return {
-            f"{name}.mask": part.draw(generator, len(batch.y)).to(batch.x.device, dtype)
+            f"{name}.{part.slot}": part.draw(generator, len(batch.y)).to(batch.x.device, dtype)
             for name, part in noisy.items()
         }
 

@@ -40,6 +40,20 @@ def test_watch_tests_on_people_who_never_train() -> None:
     assert set(dataset.test.client_id.tolist()) == {9, 10}
 
 
+def test_motes_train_on_what_is_usual_and_two_of_them_tell_nothing_else() -> None:
+    dataset = load_dataset("motes")
+    train, test = dataset.train, dataset.test
+    assert test is not None
+    assert train.client_id is not None
+    assert test.client_id is not None
+    assert (len(train), len(test), train.y.sum(), test.y.sum()) == (1588, 2169, 0, 37)
+    assert set(train.client_id.tolist()) == set(test.client_id.tolist()) == {1, 2, 3, 4}
+    assert set(test.client_id[test.y == 1].tolist()) == {1, 4}
+    # A window in the test that begins where training ended shares no reading with it.
+    last, first = (split.x[np.flatnonzero(split.client_id == 1)] for split in (train, test))
+    assert not (last[-1][-1] == first[0]).all()
+
+
 def test_shakespeare_predicts_what_follows_and_never_trains_on_test_text() -> None:
     dataset = load_dataset("shakespeare")
     assert dataset.test is not None

@@ -19,6 +19,14 @@ COUNTS = {
     "mnist-cnn-mcmahan": 1_663_370,
     "shakespeare-lstm": 798_720 + 265 * 76,
     "mnist-cnn-small": 43_706,
+    # Convolutions of 3x3, a code of 32, kernels of 2x2 on the way back.
+    "mnist-autoencoder": 160 + 4_640 + 1_568 * 32 + 32 + 33 * 1_568 + 2_064 + 65,
+    # 784-200, a mean and a spread of 16 each, 16-200-784.
+    "mnist-vae": 785 * 200 + 2 * 201 * 16 + 17 * 200 + 201 * 784,
+    # 40-32-4-32-40.
+    "motes-autoencoder": 41 * 32 + 33 * 4 + 5 * 32 + 33 * 40,
+    # Two LSTMs of 64, each with two biases; 24 readings a step.
+    "watch-autoencoder": 4 * 64 * (24 + 64 + 2) + 4 * 64 * (64 + 64 + 2) + 65 * 24,
     # 100-256-512-784 with two norms, and 784-512-256-1.
     "mnist-gan": 561_168 + 533_505,
     "mnist-unet": 32_681,
@@ -34,7 +42,10 @@ PARTS = {
     "fashion-unet": {"encoder", "decoder", "head"},
     "mnist-unet": {"encoder", "decoder", "head"},
     "mnist-gan": {"generator", "discriminator"},
+    "mnist-vae": {"encoder", "mean", "spread", "decoder"},
 }
+AUTOENCODERS = ("mnist-autoencoder", "motes-autoencoder", "watch-autoencoder")
+PARTS |= {name: {"encoder", "decoder"} for name in AUTOENCODERS}
 CLASSIFIERS = [name for name in TASKS if load_task(name).answer == "classes"]
 
 
@@ -58,6 +69,12 @@ def test_sample_input_gives_one_logit_per_label(name: str) -> None:
     task = load_task(name)
     outputs = task.model()(torch.from_numpy(task.sample(3)))
     assert outputs.shape == (3, len(task.labels))
+
+
+@pytest.mark.parametrize("name", [*AUTOENCODERS, "mnist-vae"])
+def test_an_autoencoder_gives_what_it_is_given(name: str) -> None:
+    task = load_task(name)
+    assert task.model().eval()(torch.from_numpy(task.sample(3))).shape == (3, *task.input.shape)
 
 
 def test_initial_weights_are_a_function_of_the_seed_alone() -> None:

@@ -103,6 +103,8 @@ UNFIT = {("fused", "text-rnn"), ("fused", "watch-cnn")}
 DENSE = ("mnist-unet", "fashion-unet", "trees-detector")
 UNFIT |= {("fused", name) for name in DENSE}
 UNFIT |= {("fused", "mnist-gan"), ("reused", "mnist-gan")}
+# Its model tells more in training than its task's loss takes.
+UNFIT |= {("reused", "mnist-vae")}
 
 
 @pytest.mark.parametrize("task_name", TASKS)
@@ -110,7 +112,8 @@ UNFIT |= {("fused", "mnist-gan"), ("reused", "mnist-gan")}
 def test_a_trainer_equals_the_plain_loop(name: str, task_name: str) -> None:
     training = training_of(load_task(task_name))
     if not fits(name, training):
-        assert name == "low_rank" or (name, task_name) in UNFIT
+        by_hand = name == "low_rank" or (name == "fused" and training.task.answer != "classes")
+        assert by_hand or (name, task_name) in UNFIT
         assert task_name != "mnist-2nn"
         return
     ours, theirs = partial_of(name, training), partial_of("loop", training)

