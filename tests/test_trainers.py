@@ -18,7 +18,7 @@ from clients.kernels.compiled import CompiledLastState, find_compiler, library
 from clients.kernels.recurrent import LastState
 from clients.trainers import TRAINERS, make_trainer
 from clients.training import ClientData, Training, Unfit
-from shared_models.arrays import Arrays, global_norm, roles_of, scaled, subtract
+from shared_models.arrays import Arrays, global_norm, in_dtype, roles_of, scaled, subtract
 from shared_models.errors import InputError
 from shared_models.gradients import by_autograd
 from shared_models.inputs import InputSpec
@@ -317,10 +317,13 @@ def test_in_float32_trainers_differ_by_rounding(task_name: str) -> None:
     training = training_of(task, dtype=torch.float32)
     theirs = partial_of("loop", training).sums["delta"].arrays
     scale = float(global_norm(theirs))
+    exact = partial_of("loop", training_of(task)).sums["delta"].arrays
+    # Where rounding turns a ReLU or a pool over in the plain loop, it does in the others, too.
+    rounding = float(global_norm(subtract(in_dtype(exact, torch.float32), theirs)))
     for name in FAST:
         if fits(name, training):
             ours = partial_of(name, training).sums["delta"].arrays
-            allowed = (5e-2 if norms else 2e-5) * scale
+            allowed = max((5e-2 if norms else 2e-5) * scale, 20 * rounding)
             assert float(global_norm(subtract(ours, theirs))) < allowed, name
 
 
