@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from shared_models.objectives import Batch
 from shared_models.objectives.fednova import length_of
 from shared_models.partial import ClientState, Partial
 from shared_models.randomness import generator
+from shared_models.task import Task
 from tests.in_memory import Kept, config_of, send_to, stage_run
 from tests.plain_twin import train_locally, weighted_average
 from tests.test_coordinator import ignore
@@ -49,6 +50,14 @@ class Normed(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.encoder(x))
         return logits
+
+
+class NormedHost(Host):
+    """Trains its own task, whatever the config's stages say."""
+
+    def task_of(self, stage_name: str) -> Task:
+        assert stage_name == "train"
+        return self.task
 
 
 @dataclass(frozen=True)
@@ -104,11 +113,10 @@ def federation(*overrides: str, sizes: Sequence[int] = SIZES) -> Federation:
     )
     opened = open_host(config)
     order, bounds = generator(0, "test").permutation(1000), np.cumsum([0, *sizes])
-    host = replace(
-        opened,
-        task=replace(opened.task, make_model=Normed),
-        partition=Dealt(np.arange(3), order, bounds),
-    )
+    parts = {own.name: getattr(opened, own.name) for own in fields(opened)}
+    parts["task"] = replace(opened.task, make_model=Normed)
+    parts["partition"] = Dealt(np.arange(3), order, bounds)
+    host = NormedHost(**parts)
     return Federation(host, replace(stage_run(config, host), states=Kept()))
 
 
