@@ -60,19 +60,22 @@ class Cell:
 _HUNDRED = {"partition": "iid", "clients": 100}
 _FEW_LABELS = {
     "rounds": 60, "clients_per_round": 100, "local_epochs": 5, "batch_size": 10,
-    "local_learning_rate": 0.05, "local_clip_norm": 1.0,
+    "local_learning_rate": 0.3, "local_clip_norm": 1.0,
 }  # fmt: skip
 _ADAM = {"local_optimizer": "adam", "local_learning_rate": 0.001}
-_IMAGES = {"rounds": 30, "clients_per_round": 10, "batch_size": 64, **_ADAM}
+_IMAGES = {
+    "rounds": 120, "clients_per_round": 10, "batch_size": 64, "server_optimizer": "momentum",
+    **_ADAM,
+}  # fmt: skip
 SETTINGS: Mapping[str, Setting] = {
     "mnist": Setting("mnist-cnn", _HUNDRED, _FEW_LABELS, _IMAGES, ("simclr",)),
     "fashion-mnist": Setting("fashion-cnn", _HUNDRED, _FEW_LABELS, _IMAGES, ("simclr",)),
     "watch": Setting(
         "watch-cnn",
         {"partition": "natural"},
-        {**_FEW_LABELS, "clients_per_round": 8, "local_learning_rate": 0.02},
-        {"rounds": 50, "clients_per_round": 8, "batch_size": 32, **_ADAM},
-        ("masked_reconstruction",),
+        {**_FEW_LABELS, "clients_per_round": 8, "local_learning_rate": 0.1},
+        {"rounds": 120, "clients_per_round": 8, "batch_size": 32, **_ADAM},
+        ("simsiam",),
     ),
 }
 TINY = Setting(
