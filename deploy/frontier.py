@@ -1,8 +1,8 @@
 """Size, latency and score of the files of several runs: which of them no other beats.
 
-A file is on the frontier when no other is at least as small, as fast and as good (accuracy, mean
-IoU, R^2), and better in one of the three. Read are `summary.json` and the artefacts' descriptions,
-nothing is run again.
+A file is on the frontier when it passed its gate and no other that did is at least as small, as
+fast and as good (accuracy, mean IoU, R^2), and better in one of the three. `summary.json` and the
+descriptions of the artefacts are read, nothing is run again.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class Point:
     metric: str
     score: float
     stream: bool = False
+    passed: bool = True
     frontier: bool = False
 
     def beats(self, other: Point) -> bool:
@@ -55,7 +56,7 @@ def points_of(runs: Sequence[Path]) -> list[Point]:
     """
     found: list[Point] = []
     answers: dict[tuple[str, tuple[str, ...], tuple[int, ...]], Path] = {}
-    for run in runs:
+    for run in {run.resolve(): run for run in runs}.values():
         for artefact, params in _artefacts(run):
             asked = (artefact.answer, artefact.labels, artefact.input.shape)
             answers.setdefault(asked, run)
@@ -76,7 +77,11 @@ def _artefacts(run: Path) -> list[tuple[Artefact, int]]:
     told = summary.get("artefacts", [])
     if not told:
         raise InputError(f"{run}: has no artefacts; make some with `wildflower export {run}`")
-    return [(load_artefact(folder.export / one["file"]), summary["params"]) for one in told]
+    try:
+        files, params = [str(one["file"]) for one in told], int(summary["params"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{folder.summary_file}: damaged: it lacks files or parameters") from None
+    return [(load_artefact(folder.export / file), params) for file in files]
 
 
 def _points(run: Path, artefact: Artefact, params: int) -> list[Point]:
@@ -93,14 +98,16 @@ def _points(run: Path, artefact: Artefact, params: int) -> list[Point]:
             measured.parity.metric,
             measured.parity.score,
             artefact.stream,
+            artefact.passed,
         )
         for measured in artefact.measured
     ]
 
 
 def _placed(point: Point, others: Sequence[Point]) -> Point:
-    rivals = (other for other in others if other.stream == point.stream)
-    return replace(point, frontier=not any(rival.beats(point) for rival in rivals))
+    rivals = (other for other in others if other.passed and other.stream == point.stream)
+    best = point.passed and not any(rival.beats(point) for rival in rivals)
+    return replace(point, frontier=best)
 
 
 def draw(points: Sequence[Point]) -> Figure:

@@ -212,7 +212,10 @@ def export_stage(folder: RunFolder, stage: ExportStage, observe: Observer) -> tu
             told = _told(folder, made)
             folder.update_summary(status="failed", reason=str(error), artefacts=told)
             raise
-        folder.update_summary(status="done", reason=None, artefacts=_told(folder, made))
+        told = _told(folder, made)
+        bad = next((one["file"] for one in told if not one.get("passed", True)), None)
+        status, reason = ("done", None) if bad is None else ("failed", f"{bad}: failed its gate")
+        folder.update_summary(status=status, reason=reason, artefacts=told)
     return tuple(made)
 
 

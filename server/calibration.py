@@ -79,7 +79,9 @@ def load_calibration(run: Run) -> dict[str, Any] | None:
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        return {"weights_sha256": str(found["weights_sha256"]), **found}
+        if missing := {"weights_sha256", "ranges", "text"} - set(found):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: damaged: {error}; remove it to ask clients again") from None
 

@@ -64,12 +64,17 @@ def row_of(model: nn.Module) -> tuple[Link, ...]:
         if isinstance(part, _WEIGHTED) and len(node.all_input_nodes) == 1:
             _require_plain(str(node.target), part, links)
             links.append(Link(str(node.target)))
-        elif isinstance(part, _NORMS) and links:
+        elif isinstance(part, _NORMS) and links and _is_channel_wise(part, model, links[-1]):
             links[-1] = Link(links[-1].name, (*links[-1].norms, str(node.target)))
         elif not _is_known(node, part, model.get_submodule(links[-1].name) if links else None):
             raise _no_row(node, part)
     _require_fit(model, links)
     return tuple(links)
+
+
+def _is_channel_wise(norm: nn.Module, model: nn.Module, link: Link) -> bool:
+    """Whether a normalisation has a number for each unit: after a flattened image it has more."""
+    return bool(getattr(norm, "num_features", None) == _outputs(model.get_submodule(link.name)))
 
 
 def _require_plain(name: str, part: nn.Module, before: Sequence[Link]) -> None:
@@ -145,7 +150,16 @@ class Cut:
         chosen = [k.name for k in links[:-1] if f"{k.name}.weight".startswith(prefixes)]
         if not chosen:
             raise InputError(f"prefixes: no layer that can be cut begins with {list(prefixes)}")
-        return {n: math.ceil(self.keep * _outputs(model.get_submodule(n))) for n in chosen}
+        return {n: _kept(self.keep, _outputs(model.get_submodule(n))) for n in chosen}
+
+
+def _kept(share: float, units: int) -> int:
+    """Returns how many units stay.
+
+    >>> _kept(0.55, 100)
+    55
+    """
+    return math.ceil(round(share * units, 9))
 
 
 def narrowed(make_model: MakeModel, cut: Cut) -> MakeModel:

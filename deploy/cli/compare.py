@@ -21,7 +21,8 @@ def compare(
     """Compare the exported files of several runs: size, latency, score.
 
     A star marks those that no other file beats: none is as small, as fast and as good (accuracy,
-    mean IoU, R^2), and better in one of these. Nothing is run again.
+    mean IoU, R^2), and better in one of these. What failed its gate is marked. Nothing is
+    run again.
 
     Example: wildflower compare runs/mnist-cnn-1 runs/prune-mnist-1 --plot frontier.svg
     """
@@ -38,7 +39,7 @@ def compare(
         columns,
         [
             (
-                "*" if p.frontier else "",
+                "*" if p.frontier else "" if p.passed else "failed",
                 p.run,
                 p.file,
                 p.quantization,

@@ -160,7 +160,9 @@ def _print_text(model: Model, card: Card, source: str, how: Sampling, as_json: b
 
 def bench(
     file: Path,
-    runs: Annotated[int, typer.Option(min=1, help="So many examples, one by one.")] = 200,
+    runs: Annotated[
+        int, typer.Option(min=1, max=100_000, help="So many examples, one by one.")
+    ] = 200,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, max=256, help="May be repeated; 1 and all cores.")
     ] = None,

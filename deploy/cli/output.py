@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
@@ -24,9 +25,9 @@ def print_table(
     """Prints rows as a table; columns whose name ends in a space are aligned to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for column in columns:
-        table.add_column(column.strip(), justify="right" if column.endswith(" ") else "left")
+        table.add_column(Text(column.strip()), justify="right" if column.endswith(" ") else "left")
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(str(cell)) for cell in row))  # a label may look like markup
     console().print(table)
 
 

@@ -47,7 +47,14 @@ def read_archive(path: Path) -> dict[str, bytes]:
             entries = archive.infolist()
             _check_entries(entries, path.stat().st_size)
             return {entry.filename: archive.read(entry) for entry in entries}
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        ValueError,
+        NotImplementedError,
+        EOFError,
+        OSError,
+        struct.error,
+    ) as error:
         raise ExportError(f"{path}: is no bundle, or damaged: {one_line(str(error))}") from None
 
 

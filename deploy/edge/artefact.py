@@ -15,6 +15,8 @@ from shared_models.errors import ExportError, InputError, one_line
 from shared_models.files import sha256_of, write_json
 from shared_models.inputs import InputSpec
 
+_MOST_BYTES = 1 << 24
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -100,18 +102,17 @@ def load_artefact(path: Path) -> Artefact:
         raise InputError(f"{path}: there is no such file")
     beside = describe_path(path)
     try:
-        return TypeAdapter(Artefact).validate_json(beside.read_text())
+        with beside.open("rb") as file:
+            return TypeAdapter(Artefact).validate_json(file.read(_MOST_BYTES))
     except FileNotFoundError:
         raise InputError(
             f"{beside}: is missing; it lies beside the artefact in the run folder"
         ) from None
-    except (ValidationError, UnicodeDecodeError) as error:
+    except ValidationError as error:
         raise InputError(f"{beside}: damaged: {_first_problem(error)}") from None
 
 
-def _first_problem(error: ValidationError | UnicodeDecodeError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "not text"
+def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     return one_line(f"{'.'.join(map(str, problem['loc']))} {problem['msg']}")
 

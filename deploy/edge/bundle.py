@@ -50,6 +50,8 @@ def write_bundle(model: Path, key: Path | None = None) -> Path:
     described, reference = load_artefact(model), load_reference(model.parent / FILE)
     check_hash(model, described.sha256)
     check_hash(model.parent / FILE, described.reference_sha256)
+    if not described.passed:
+        raise ExportError(f"{model}: did not pass its gate when it was exported: it is not bundled")
     sample = _sample(reference)
     sampled = reference_bytes(sample)
     about = _about_sample(model, described, sample, hashlib.sha256(sampled).hexdigest())

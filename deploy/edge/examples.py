@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 from shared_models.errors import InputError, one_line
 from shared_models.inputs import InputSpec
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 STDIN = "-"
 _MOST_BYTES = 1 << 28
+_SHADES = 65535
 _ARRAYS = (b"PK\x03\x04", b"\x93NUMPY")
 _IMAGES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"II*\x00", b"MM\x00*")
 
@@ -72,14 +76,14 @@ def _arrays(content: bytes, source: str) -> NDArray[Any]:
         if content.startswith(b"PK"):
             _check_zip(content)
         found = np.load(io.BytesIO(content), allow_pickle=False)
-        raw = found if isinstance(found, np.ndarray) else found[_name_of(found.files)]
+        raw = np.asarray(found if isinstance(found, np.ndarray) else found[_name_of(found.files)])
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     except Exception as error:  # numpy raises anything on a damaged file
         raise InputError(f"{source}: damaged: {one_line(str(error))}") from None
     if raw.dtype.kind not in "fiub":
         raise InputError(f"{source}: has {raw.dtype}, expected numbers")
-    return np.asarray(raw)
+    return raw
 
 
 def _check_zip(content: bytes) -> None:
@@ -131,6 +135,8 @@ def _fitted(raw: NDArray[Any], source: str, inputs: InputSpec) -> NDArray[Any]:
         raise InputError(f"{source}: has shape {raw.shape}, expected (n, {_told(inputs)})")
     if inputs.dtype == "int64" and not ((examples >= 0) & (examples < inputs.tokens)).all():
         raise InputError(f"{source}: has tokens outside 0 to {inputs.tokens - 1}")
+    if inputs.dtype == "int64" and not (examples == np.floor(examples)).all():
+        raise InputError(f"{source}: has tokens that are no whole numbers")
     if not len(examples):
         raise InputError(f"{source}: has no examples")
     return examples
@@ -150,7 +156,7 @@ def _image(content: bytes, source: str, inputs: InputSpec, *, invert: bool) -> N
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(io.BytesIO(content))
+            opened = _eight_bits(Image.open(io.BytesIO(content)))
         # A transparent background is a white one.
         flat = Image.new("RGBA", opened.size, "white")
         flat.alpha_composite(opened.convert("RGBA"))
@@ -162,3 +168,15 @@ def _image(content: bytes, source: str, inputs: InputSpec, *, invert: bool) -> N
     pixels = np.asarray(resized, np.float32).reshape(height, width, channels).transpose(2, 0, 1)
     shade = pixels / 255.0
     return ((1.0 - shade if invert else shade) * inputs.white)[None]
+
+
+def _eight_bits(opened: Image) -> Image:
+    """Returns an image whose shades are 0 to 255: those of 16 bits would be cut off at 255."""
+    from PIL.Image import fromarray
+
+    if not opened.mode.startswith(("I", "F")):
+        return opened
+    shades = np.asarray(opened, np.float64)
+    if opened.mode == "F" or shades.min() < 0 or shades.max() > _SHADES:
+        raise ValueError("its shades are neither of 8 nor of 16 bits")
+    return fromarray(np.round(shades / _SHADES * 255).astype(np.uint8))

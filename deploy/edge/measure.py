@@ -16,6 +16,7 @@ from shared_models.errors import ExportError
 from shared_models.inputs import InputSpec
 
 _BATCH = 100
+MOST_RUNS = 100_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Latency:
 
     median_ms: float
     p95_ms: float
-    runs: Annotated[int, Field(ge=1)]
+    runs: Annotated[int, Field(ge=1, le=MOST_RUNS)]
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,10 @@ def generate(predict: Predict, card: Card, prompt: str, how: Sampling) -> Iterat
     for _ in range(how.characters):
         (logits,) = _logits(predict, card, window)
         if how.temperature:
-            (chances,) = _softmax(logits[None] / how.temperature)
+            with np.errstate(over="ignore"):  # of what is least likely, at the lowest temperatures
+                (chances,) = _softmax(
+                    (logits - logits.max()).astype(np.float64)[None] / how.temperature
+                )
             place = int(rng.choice(len(chances), p=chances))
         else:
             place = int(logits.argmax())

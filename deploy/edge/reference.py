@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from shared_models.files import write_atomic
 from shared_models.inputs import InputSpec
 
 FILE = "reference.npz"
+_MOST_BYTES, _SMALL_BYTES, _MOST_TIMES = 1 << 30, 1 << 26, 100
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Reference:
     answer: Answer
     meaning: str
 
+    def __post_init__(self) -> None:
+        kinds = [own.dtype.kind in "fiub" for own in (self.x, self.targets, self.outputs)]
+        rows = {len(own) if own.ndim else 0 for own in (self.x, self.targets, self.outputs)}
+        if not all(kinds) or len(rows) != 1 or 0 in rows:
+            raise ValueError("it has no numbers, or not as many in each of its arrays")
+
     def objection(self, meaning: str) -> str:
         """Returns which part of a meaning is not what was measured, empty if none is."""
         if meaning == self.meaning:
@@ -42,7 +50,7 @@ class Reference:
         theirs = json.loads(meaning)
         try:
             ours = dict(json.loads(self.meaning))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             ours = {}
         return next((name for name in theirs if theirs[name] != ours.get(name)), "input")
 
@@ -67,6 +75,7 @@ def reference_bytes(reference: Reference) -> bytes:
 def load_reference(path: Path) -> Reference:
     """Reads a reference; raises `InputError` when it is missing or damaged."""
     try:
+        _check_size(path)
         with np.load(path, allow_pickle=False) as file:
             answer: Answer = TypeAdapter(Answer).validate_python(str(file["answer"]))
             told = str(file["meaning"])
@@ -77,3 +86,11 @@ def load_reference(path: Path) -> Reference:
         ) from None
     except Exception as error:  # numpy raises anything on a damaged file
         raise InputError(f"{path}: damaged: {one_line(str(error))}") from None
+
+
+def _check_size(path: Path) -> None:
+    """Raises `ValueError` for a file that unpacks to more than examples do."""
+    with zipfile.ZipFile(path) as file:
+        unpacked = sum(entry.file_size for entry in file.infolist())
+    if unpacked > min(_MOST_BYTES, _SMALL_BYTES + _MOST_TIMES * path.stat().st_size):
+        raise ValueError(f"it unpacks to {unpacked >> 20} MB")

@@ -195,7 +195,7 @@ class ExportStage(Table):
     """Training examples that set the activation ranges of full int8."""
     test_examples: Count = 10_000
     """At most this many test examples are run through each file."""
-    latency_runs: Count = 200
+    latency_runs: Annotated[int, Field(ge=1, le=100_000)] = 200
 
 
 Stage: TypeAlias = TrainStage | PruneStage | CalibrateStage | ExportStage

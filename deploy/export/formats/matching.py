@@ -93,6 +93,8 @@ def _range_of(
             "clients told no range for it; remove the calibrate stage to calibrate centrally"
         )
     before = _range_of(known[0], opened, values, ranges)
+    if _plain(origin.operator) == "RELU":  # what is below zero is gone
+        return Range(0.0, max(before.high, 0.0))
     # Padding and a pool's border bring in zeros.
     return before | Range(0.0, 0.0)
 
