@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy.cli import run
+from deploy.edge.artefact import load_artefact, save_artefact
 from deploy.frontier import Point, points_of, save_plot
 from shared_models.errors import InputError
 from tests.conftest import DIGITS
@@ -36,10 +38,12 @@ def test_what_is_as_good_and_better_in_one_beats() -> None:
 
 
 def test_the_table_tells_each_file_and_the_frontier(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
     capsys.readouterr()
-    assert run(["compare", str(folder), str(folder), "--json"]) == 0
+    # A run that is named twice is there once.
+    assert run(["compare", str(folder), str(other), str(folder), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [one["file"] for one in told] == ["model-fp32.onnx", "model-int8.onnx"] * 2
     assert any(one["frontier"] for one in told)
@@ -47,6 +51,15 @@ def test_the_table_tells_each_file_and_the_frontier(
     assert told[0]["size_bytes"] == summary["artefacts"][0]["size_bytes"]
     assert run(["compare", str(folder)]) == 0
     assert "* run model-int8.onnx" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_file_that_failed_its_gate_beats_nobody(folder: Path, tmp_path: Path) -> None:
+    failed = Path(shutil.copytree(folder, tmp_path / "failed"))
+    good = load_artefact(failed / "export" / "model-int8.onnx")
+    save_artefact(failed / "export", replace(good, passed=False, size_bytes=1))
+    points = {point.file: point for point in points_of([failed])}
+    assert not points["model-int8.onnx"].frontier
+    assert points["model-fp32.onnx"].frontier
 
 
 def test_a_plot_has_the_same_bytes_each_time(folder: Path, tmp_path: Path) -> None:
