@@ -18,21 +18,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-import numpy as np
 import tomli_w
 import typer
 
 from benchmarks.command import result_path, told_in_a_line
+from benchmarks.held_out import TUNING_SEED, hold_out
 from benchmarks.learning import Curve, Kept, learn_all, open_kept
 from benchmarks.text import markdown
 from shared_models.config import Config, parse_config
-from shared_models.datasets.load import load_dataset
-from shared_models.randomness import generator
 
 LAST = 5  # rounds whose mean accuracy is told
 LAST_TUNING = 20  # rounds are noisy: a choice should not hang on five of them
 HELD_OUT = 6000
-TUNING_SEED = 0
 BASELINE = "FedAvg"
 
 Numbers: TypeAlias = Mapping[str, float]
@@ -129,21 +126,6 @@ def config_of(name: str, numbers: Numbers, setting: Setting, data: str, seed: in
     return parse_config(tomli_w.dumps(values), name)
 
 
-def hold_out(dataset: str, path: Path, count: int = HELD_OUT) -> None:
-    """Writes an `.npz` of the training examples alone: `count` of them are its test split."""
-    train = load_dataset(dataset).train
-    order = generator(TUNING_SEED, "held out").permutation(len(train))
-    test, rest = np.sort(order[:count]), np.sort(order[count:])
-    with path.open("wb") as file:
-        np.savez(
-            file,
-            x=train.x[rest],
-            y=train.y[rest],
-            x_test=train.x[test],
-            y_test=train.y[test],
-        )
-
-
 def best(name: str, tried: Sequence[Numbers], curves: Mapping[str, Curve]) -> Numbers:
     """Returns the setting of the highest validation accuracy; of equal ones the first."""
     return max(tried, key=lambda numbers: curves[run_name(name, numbers, None)].at_end(LAST_TUNING))
@@ -209,7 +191,7 @@ def _tuned(setting: Setting, kept: Kept, processes: int) -> Kept:
     """Returns what is kept with a curve for every setting that tuning tries."""
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         data = Path(folder) / "held-out.npz"
-        hold_out(setting.dataset, data)
+        hold_out(setting.dataset, data, HELD_OUT)
 
         def learned(kept: Kept, tried: Mapping[str, Sequence[Numbers]]) -> Kept:
             wanted = {

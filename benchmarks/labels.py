@@ -4,14 +4,18 @@ Each cell is a whole federated run: a supervised stage alone (`scratch`), or a `
 all examples of all clients and then the same supervised stage. Who has labels is drawn by the seed,
 the same for both. A file holds what is done, so that the benchmark goes on where it was stopped;
 its accuracies depend neither on how many run at a time nor on what else the machine does.
+
+Numbers are chosen with `--validate`: on training examples that are held out, of other people where
+the data knows people, with other seeds than those that are told.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,14 +24,18 @@ import typer
 from matplotlib.figure import Figure
 
 from benchmarks.command import RESULTS, told_in_a_line
+from benchmarks.held_out import hold_out
 from benchmarks.learning import Curve, learn_all, open_kept
 from benchmarks.plot import INK, save
 from benchmarks.text import markdown
 from shared_models.config import Config, parse_config
 from shared_models.errors import InputError, did_you_mean
+from shared_models.tasks import load_task
 
 FRACTIONS = (0.01, 0.05, 0.1)
 SCRATCH = "scratch"
+VALIDATION_SEED = 100  # the first of them
+HELD_OUT = {"mnist": 6000, "fashion-mnist": 6000, "watch": 900, "tiny": 300}
 COLOURS = ("#d9822b", "#3f8fce", "#8f6fc4", "#5fa052", "#c0504d")
 
 
@@ -44,17 +52,19 @@ class Setting:
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: `way` is an objective, or `scratch`."""
+    """One run: `way` is an objective, or `scratch`; `rate`: another of the supervised stage."""
 
     dataset: str
     fraction: float
     way: str
     seed: int
+    rate: float | None = None
 
     @property
     def name(self) -> str:
         """What the results file calls it."""
-        return f"{self.dataset} {self.fraction:g} {self.way} {self.seed}"
+        told = f"{self.dataset} {self.fraction:g} {self.way} {self.seed}"
+        return told if self.rate is None else f"{told} {self.rate:g}"
 
 
 _HUNDRED = {"partition": "iid", "clients": 100}
@@ -88,16 +98,22 @@ TINY = Setting(
 _ALL = {**SETTINGS, "tiny": TINY}
 
 
-def config_of(cell: Cell) -> Config:
-    """Returns the run of a cell; the server measures only what a stage ends with."""
+def config_of(cell: Cell, data: Path | None = None) -> Config:
+    """Returns the run of a cell, on another file if there is one.
+
+    The server measures only what a stage ends with.
+    """
     own = _ALL[cell.dataset]
     stages: list[dict[str, Any]] = [{"name": "supervised", "kind": "train", **own.supervised}]
+    if cell.rate is not None:
+        stages[0]["local_learning_rate"] = cell.rate
     if cell.way != SCRATCH:
         stages.insert(0, {"kind": "pretrain", "objective": cell.way, **own.pretrain})
+    named = {"name": str(data)} if data else {}
     values = {
         "task": own.task,
         "seed": cell.seed,
-        "data": {**own.data, "labelled_fraction": cell.fraction},
+        "data": {**own.data, **named, "labelled_fraction": cell.fraction},
         "evaluate": {"every": 1_000_000},
         "plan": {"trainer": "loop", "block_size": 10},
         "stages": stages,
@@ -106,10 +122,10 @@ def config_of(cell: Cell) -> Config:
 
 
 def cells_of(
-    datasets: Sequence[str], fractions: Sequence[float], seeds: int, objectives: Sequence[str]
+    datasets: Sequence[str], fractions: Sequence[float], seeds: range, objectives: Sequence[str]
 ) -> Iterator[Cell]:
     """Yields the cells that are asked for, those first that say most."""
-    for seed in range(seeds):
+    for seed in seeds:
         for fraction in fractions:
             for dataset in datasets:
                 for way in (SCRATCH, *(objectives or _ALL[dataset].objectives)):
@@ -118,11 +134,15 @@ def cells_of(
 
 @dataclass(frozen=True)
 class Row:
-    """The accuracies of one way to learn from a share of the labels, one a seed."""
+    """The accuracies of one way to learn from a share of the labels, one a seed.
+
+    `rate`: of the supervised stage, empty where it is that of the setting.
+    """
 
     dataset: str
     fraction: float
     way: str
+    rate: str
     accuracies: tuple[float, ...]
 
     @property
@@ -141,10 +161,11 @@ class Row:
 
 def rows_of(curves: Mapping[str, Curve]) -> list[Row]:
     """Returns what all runs of a file say, by data set, share and way."""
-    found: dict[tuple[str, float, str], list[float]] = {}
+    found: dict[tuple[str, float, str, str], list[float]] = {}
     for name, curve in curves.items():
-        dataset, fraction, way, _ = name.split(" ")
-        found.setdefault((dataset, float(fraction), way), []).append(curve.at_end(1))
+        dataset, fraction, way, _, *rate = name.split(" ")
+        key = dataset, float(fraction), way, "".join(rate)
+        found.setdefault(key, []).append(curve.at_end(1))
     rows = [Row(*key, tuple(own)) for key, own in found.items()]
     return sorted(rows, key=lambda row: (row.dataset, row.fraction, row.way != SCRATCH, row.way))
 
@@ -161,6 +182,16 @@ def table(rows: Sequence[Row]) -> str:
         gain = f"{100 * (row.mean - base.mean):+.1f}"
         seeds = str(len(row.accuracies))
         body.append((row.dataset, f"{row.fraction:.0%}", row.way, f"{base}", f"{row}", gain, seeds))
+    return markdown(head, body)
+
+
+def choices(rows: Sequence[Row]) -> str:
+    """Returns a table in Markdown of what was tried to choose by."""
+    head = ("data", "labels", "pretraining", "rate", "accuracy", "seeds")
+    body = [
+        (row.dataset, f"{row.fraction:.0%}", row.way, row.rate, f"{row}", f"{len(row.accuracies)}")
+        for row in rows
+    ]
     return markdown(head, body)
 
 
@@ -196,9 +227,13 @@ def main(
     dataset: Annotated[list[str] | None, typer.Option(help="Only these.")] = None,
     fraction: Annotated[list[float] | None, typer.Option(help="Only these shares.")] = None,
     objective: Annotated[list[str] | None, typer.Option(help="Only these objectives.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each.")] = 3,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="Other rates of the supervised stage.")
+    ] = None,
+    validate: Annotated[bool, typer.Option(help="Measure on held-out training examples.")] = False,
+    seeds: Annotated[int, typer.Option(min=0, help="Runs of each; 0: tell what is kept.")] = 3,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    out: Annotated[Path, typer.Option(help="What is done is kept here.")] = RESULTS / "labels.json",
+    out: Annotated[Path | None, typer.Option(help="What is done is kept here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="An SVG to draw.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
@@ -211,15 +246,33 @@ def main(
         if unknown := [name for name in datasets if name not in _ALL]:
             near = did_you_mean(unknown[0], _ALL)
             raise InputError(f"--dataset {unknown[0]!r} does not exist; {near}")
-        cells = cells_of(datasets, fraction or FRACTIONS, seeds, objective or ())
-        wanted = {cell.name: config_of(cell) for cell in cells}
-        kept = open_kept(out, {name: asdict(own) for name, own in SETTINGS.items()})
-        kept = learn_all(wanted, kept, processes, lambda line: typer.echo(line, err=True))
-    rows = rows_of(kept.curves)
+        first = VALIDATION_SEED if validate else 0
+        cells = cells_of(
+            datasets, fraction or FRACTIONS, range(first, first + seeds), objective or ()
+        )
+        tried = [replace(cell, rate=own) for cell in cells for own in rate or (None,)]
+        path = out or RESULTS / ("labels-validation.json" if validate else "labels.json")
+        curves = _learned(path, tried, processes, validate=validate)
+    rows = rows_of(curves)
     if plot is not None:
         save(draw(rows), plot, "accuracy by the share of examples that have labels")
     told = [{**asdict(row), "mean": row.mean, "spread": row.spread} for row in rows]
-    typer.echo(json.dumps(told, indent=2) if as_json else table(rows))
+    text = choices(rows) if validate else table(rows)
+    typer.echo(json.dumps(told, indent=2) if as_json else text)
+
+
+def _learned(
+    path: Path, cells: Sequence[Cell], processes: int, *, validate: bool
+) -> Mapping[str, Curve]:
+    """Returns what a results file has, with these cells, on held-out examples if asked."""
+    kept = open_kept(path, {name: asdict(own) for name, own in SETTINGS.items()})
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        data: dict[str, Path] = {}
+        for name in {cell.dataset for cell in cells} if validate else ():
+            data[name] = Path(folder) / f"{name}.npz"
+            hold_out(load_task(_ALL[name].task).dataset, data[name], HELD_OUT[name])
+        wanted = {cell.name: config_of(cell, data.get(cell.dataset)) for cell in cells}
+        return learn_all(wanted, kept, processes, lambda line: typer.echo(line, err=True)).curves
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import algorithms, attack, labels
+from benchmarks.held_out import hold_out
 from benchmarks.learning import Curve, Kept, learn, learn_all, open_kept
 from benchmarks.plot import save
 from shared_models.config import Config
@@ -134,7 +135,7 @@ def test_every_algorithm_runs(name: str) -> None:
 
 
 def test_tuning_sees_training_examples_alone(tmp_path: Path) -> None:
-    algorithms.hold_out("digits", tmp_path / "own.npz", count=100)
+    hold_out("digits", tmp_path / "own.npz", count=100)
     whole, own = load_dataset("digits").train, load_dataset(str(tmp_path / "own.npz"))
     assert own.test is not None
     assert (len(own.train), len(own.test)) == (len(whole) - 100, 100)
@@ -142,6 +143,17 @@ def test_tuning_sees_training_examples_alone(tmp_path: Path) -> None:
     assert sorted(row.tobytes() for row in together) == sorted(
         row.tobytes() for row in np.asarray(whole.x)
     )
+
+
+def test_people_are_held_out_whole(tmp_path: Path) -> None:
+    people = np.repeat(np.arange(5), 4)
+    np.savez(tmp_path / "all.npz", x=people[:, None], y=people, client_id=people)
+    hold_out(str(tmp_path / "all.npz"), tmp_path / "own.npz", count=7)
+    own = load_dataset(str(tmp_path / "own.npz"))
+    assert own.test is not None
+    assert own.train.client_id is not None
+    assert sorted({*own.train.client_id} | {*own.test.y}) == [0, 1, 2, 3, 4]
+    assert (len({*own.train.client_id}), len(own.test)) == (3, 8)
 
 
 def test_the_best_setting_is_chosen_and_edges_are_told() -> None:
@@ -172,7 +184,7 @@ def test_gains_are_taken_seed_by_seed() -> None:
 
 
 def test_labels_are_told_by_share_and_go_on(tmp_path: Path) -> None:
-    cells = list(labels.cells_of(["tiny"], [0.2], 1, ()))
+    cells = list(labels.cells_of(["tiny"], [0.2], range(1), ()))
     assert [cell.way for cell in cells] == ["scratch", "denoising_autoencoder"]
     kinds = [[stage.kind for stage in labels.config_of(cell).stages] for cell in cells]
     assert kinds == [["train"], ["pretrain", "train"]]
