@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 
 from deploy.engines.grid import LocalGrid
 from server.app import make_transport
-from server.population import hosts_clients
+from server.population import Enough
 from server.stage import Transport
 from shared_models.arrays import Arrays, roles_of, size_bytes, with_role
 from shared_models.messages import BlockRequest, Hello
@@ -103,7 +103,7 @@ def main() -> None:
     params = load_task(args.task).build(0)
     with open_grid(args.engine, args.workers, args.task) as grid:
         transport = make_transport(grid)
-        transport.hello(hosts_clients(1))
+        transport.hello(Enough(1))
         seconds = [run_round(transport, params, args.blocks) for _ in range(args.rounds)]
     told = {
         **vars(args),

@@ -14,7 +14,7 @@ from clients.host import Host, open_host
 from clients.kept_states import with_kept, without_kept
 from clients.training import BlockTrainer
 from shared_models.config import BUILTIN, Config, parse_config
-from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
+from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, LEFT_OUT, TRAIN_BLOCK
 from shared_models.wire import decode_request, encode_hello, encode_partial
 
 OpenHost: TypeAlias = Callable[[Config], Host]
@@ -46,6 +46,10 @@ def _hello(config: str, _content: RecordDict, open_: OpenHost) -> RecordDict:
     return encode_hello(_host(config, open_).hello())
 
 
+def _left_out(_config: str, _content: RecordDict, _open: OpenHost) -> RecordDict:
+    return RecordDict()  # whoever started the node is told by its service, where there is one
+
+
 def _train(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:
     request, host = decode_request(content), _host(config, open_)
     factor = host.local_factor(request.stage, request.round)
@@ -68,6 +72,7 @@ def _calibrate(config: str, content: RecordDict, open_: OpenHost) -> RecordDict:
 
 _ANSWERS = {
     HELLO: _hello,
+    LEFT_OUT: _left_out,
     TRAIN_BLOCK: _train,
     EVALUATE_BLOCK: _evaluate,
     CALIBRATE_BLOCK: _calibrate,

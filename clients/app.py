@@ -10,7 +10,7 @@ from __future__ import annotations
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
+from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, LEFT_OUT, TRAIN_BLOCK
 
 app = ClientApp()
 
@@ -19,6 +19,12 @@ app = ClientApp()
 def answer_hello(message: Message, context: Context) -> Message:
     """Answers which clients this node hosts: all, or its part of a simulated federation."""
     return _answer(HELLO, message, context)
+
+
+@app.query(LEFT_OUT.removeprefix("query."))
+def answer_left_out(message: Message, context: Context) -> Message:
+    """Takes the server's word that this node has no part in the run, and why."""
+    return _answer(LEFT_OUT, message, context)
 
 
 @app.train(TRAIN_BLOCK.removeprefix("train."))

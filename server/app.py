@@ -7,6 +7,7 @@ import itertools
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,6 +32,7 @@ from shared_models.config import BUILTIN, Config, parse_config
 from shared_models.errors import RoundError, UpdateError
 from shared_models.init_weights import settled_init
 from shared_models.messages import ABSENT, BlockFailure, BlockRequest, Hello, Reply, Send
+from shared_models.stage_task import check_calibration
 from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
 from shared_models.wire import (
     decode_hello,
@@ -70,9 +72,8 @@ def _train_fleet(grid: Grid, settings: RunConfig, flower_run: int, observe: Obse
     with recorded(path, flower_run, observe) as told:
         config, folder = _open(settings, path)
         with held_for_run(folder):
-            known, run_id = fleet_register(os.environ), str(settings["run"])
-            deadline = config.client_deadline_s
-            transport = make_transport(grid, deadline, register=known, run_id=run_id)
+            fleet = Fleet(str(settings["run"]), fleet_register(os.environ), told)
+            transport = make_transport(grid, config.client_deadline_s, fleet)
             learn(config, folder, transport, told)
 
 
@@ -84,6 +85,7 @@ def _open(settings: RunConfig, path: Path) -> tuple[Config, RunFolder]:
     config = settled_init(_config(settings))
     config = config.model_copy(update={"plan": config.settled_plan})
     check_devices(config)
+    check_calibration(config)
     return config, open_run(config, path, resume=bool(settings.get("resume")))
 
 
@@ -91,21 +93,29 @@ def _config(settings: RunConfig) -> Config:
     return parse_config(str(settings.get("config") or BUILTIN), "run config")
 
 
+@dataclass(frozen=True)
+class Fleet:
+    """What a run knows of its fleet: its own id there, the devices, and whom to tell."""
+
+    run_id: str | None = None
+    register: Register | None = None
+    observe: Observer | None = None
+    times: RollTimes = field(default_factory=RollTimes)
+
+
 def make_transport(
-    grid: Grid,
-    client_deadline_s: float | None = None,
-    times: RollTimes | None = None,
-    register: Register | None = None,
-    run_id: str | None = None,
+    grid: Grid, client_deadline_s: float | None = None, fleet: Fleet | None = None
 ) -> Transport:
     """Returns the coordinator's view of a grid; a deadline holds where the grid can cut off."""
-    roll_times = times or RollTimes()
+    known = fleet or Fleet()
     engine = Engine(getattr(grid, "engine", "flower"), getattr(grid, "workers", None))
     patience = client_deadline_s if getattr(grid, "cuts_off", False) else None
     local = hasattr(grid, "engine")
 
     def hello(enough: Enough) -> Roll:
-        return _hello_here(grid) if local else call_roll(grid, enough, roll_times, register)
+        if local:
+            return _hello_here(grid)
+        return call_roll(grid, enough, known.times, known.register, known.observe)
 
     def send(kind: str, requests: Iterable[BlockRequest]) -> Iterator[Reply]:
         if not local:
@@ -119,7 +129,7 @@ def make_transport(
     train: Send = functools.partial(send, TRAIN_BLOCK)
     evaluate: Send = functools.partial(send, EVALUATE_BLOCK)
     calibrate: Send = functools.partial(send, CALIBRATE_BLOCK)
-    return Transport(hello, train, evaluate, calibrate, engine, run_id)
+    return Transport(hello, train, evaluate, calibrate, engine, known.run_id)
 
 
 def _hello_here(grid: Grid) -> Roll:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from server.events import BlockFinished, Event, Notice, RoundFinished, StageStarted
+from server.events import BlockFinished, Event, Notice, RoundFinished, StageStarted, Waiting
 from server.records import record_from_json
 
 EVENTS = "events.jsonl"
@@ -17,6 +17,7 @@ _KINDS: Mapping[str, type[Event]] = {
     "stage_started": StageStarted,
     "block_finished": BlockFinished,
     "round_finished": RoundFinished,
+    "waiting": Waiting,
     "notice": Notice,
 }
 

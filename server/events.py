@@ -37,11 +37,21 @@ class RoundFinished:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A fleet's run waits for its devices; `unanswered` are connected, and may read their data."""
+
+    clients: int
+    wanted: int
+    unanswered: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Notice:
     """Something that a person should know."""
 
     text: str
 
 
-Event: TypeAlias = StageStarted | BlockFinished | RoundFinished | Notice
+Event: TypeAlias = StageStarted | BlockFinished | RoundFinished | Waiting | Notice
 Observer: TypeAlias = Callable[[Event], None]

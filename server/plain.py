@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from server.events import Event, Notice, RoundFinished, StageStarted
+from server.events import Event, Notice, RoundFinished, StageStarted, Waiting
 from server.records import Failure, RoundRecord
 
 
@@ -26,7 +26,18 @@ def describe(event: Event) -> str:
         )
     if isinstance(event, RoundFinished):
         return describe_round(event.record)
+    if isinstance(event, Waiting):
+        return _describe_waiting(event)
     return f"note: {event.text}" if isinstance(event, Notice) else ""
+
+
+def _describe_waiting(event: Waiting) -> str:
+    count = event.unanswered
+    silent = f"; {count} connected device{'s have' if count > 1 else ' has'} yet to answer"
+    return (
+        f"waiting for devices: {event.clients} of {event.wanted} clients are here "
+        f"(up to {event.seconds:.0f} s){silent if count else ''}"
+    )
 
 
 def describe_round(record: RoundRecord) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
 
 from server.sampling import Blocks, cut_blocks
 from shared_models.config import Config, TrainStage
@@ -78,23 +77,27 @@ class Roll:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-Enough: TypeAlias = Callable[[Mapping[int, Hello]], bool]
-"""Whether these answers will do; where a fleet's nodes are still to come it is worth waiting."""
+@dataclass(frozen=True)
+class Enough:
+    """How many clients will do, of any or `among` these; a fleet's may be still to come."""
 
+    wanted: int
+    among: frozenset[int] | None = None
 
-def hosts_clients(count: int) -> Enough:
-    """Returns whether as many clients are there."""
-    return lambda hellos: len(_hosted(hellos)) >= count
+    def present(self, hellos: Mapping[int, Hello]) -> int:
+        """Returns how many of them are there."""
+        hosted = {client_id for hello in hellos.values() for client_id in hello.client_ids}
+        return len(hosted if self.among is None else hosted & self.among)
+
+    def __call__(self, hellos: Mapping[int, Hello]) -> bool:
+        """Returns whether these answers will do."""
+        return self.present(hellos) >= self.wanted
 
 
 def hosts_these(client_ids: Sequence[int]) -> Enough:
     """Returns whether all these clients are there."""
     wanted = frozenset(client_ids)
-    return lambda hellos: wanted <= _hosted(hellos)
-
-
-def _hosted(hellos: Mapping[int, Hello]) -> set[int]:
-    return {client_id for hello in hellos.values() for client_id in hello.client_ids}
+    return Enough(len(wanted), wanted)
 
 
 def hello_fault(hello: Hello) -> str | None:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from server.events import Observer, Waiting
 from server.fleet_register import Register
 from server.population import Enough, Roll, hello_fault
 from server.replies import Answer, Expected, reason_of
 from shared_models.errors import RoundError, UpdateError
 from shared_models.messages import BlockFailure, Hello
-from shared_models.verbs import HELLO
+from shared_models.verbs import HELLO, LEFT_OUT
 from shared_models.wire import decode_hello
 
 NODES_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 600.0
 """How long a device that is connected may take to say who it is: it may be reading its data."""
 _POLL_S = 0.2
+_QUIET_S = 2.0  # nobody needs to be told of a wait that is shorter
+_TOLD_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,17 @@ class RollTimes:
 
 
 def call_roll(
-    grid: Grid, enough: Enough, times: RollTimes, register: Register | None = None
+    grid: Grid,
+    enough: Enough,
+    times: RollTimes,
+    register: Register | None = None,
+    observe: Observer | None = None,
 ) -> Roll:
     """Asks every node who it is, as they connect, until those that answered are enough.
 
     Who was asked is waited for while nodes may still connect; after that, only as long as those
     that answered are not enough. `RoundError` when nobody is. A node that claims what the
-    `register` does not let it is left out.
+    `register` does not let it is left out, and told so.
     """
     call = _RollCall(grid, register)
     began = time.monotonic()
@@ -45,9 +53,12 @@ def call_roll(
         if time.monotonic() - began < times.connect_s:
             call.ask(times)
         call.listen()
+        if observe is not None:
+            call.report(time.monotonic() - began, enough, times, observe)
         time.sleep(_POLL_S)
     late = (f"no answer within {time.monotonic() - began:.0f} s" for _ in call.asked)
     left_out = {**call.left_out, **dict(zip(call.asked, late, strict=True))}
+    call.tell(left_out)
     named = {call.name(node): reason for node, reason in left_out.items()}
     if not call.hellos:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(named.items())[:3])
@@ -66,6 +77,7 @@ class _RollCall:
     asked: dict[int, Expected] = field(default_factory=dict)
     hellos: dict[int, Hello] = field(default_factory=dict)
     left_out: dict[int, str] = field(default_factory=dict)
+    reported: tuple[int, int] | None = None
 
     def waits(self, passed_s: float, enough: Enough, times: RollTimes) -> bool:
         """Returns whether it goes on."""
@@ -95,6 +107,21 @@ class _RollCall:
                 self.hellos[node] = told
             else:
                 self.left_out[node] = told
+
+    def report(self, passed_s: float, enough: Enough, times: RollTimes, observe: Observer) -> None:
+        """Tells who watches for whom the run waits, whenever that has changed."""
+        here = (enough.present(self.hellos), len(self.asked))
+        if passed_s < _QUIET_S or here == self.reported or not self.waits(passed_s, enough, times):
+            return
+        self.reported = here
+        patience_s = times.connect_s + (times.answer_s if self.asked else 0.0)
+        observe(Waiting(here[0], enough.wanted, here[1], max(patience_s - passed_s, 0.0)))
+
+    def tell(self, left_out: Mapping[int, str]) -> None:
+        """Tells devices why they take no part; nobody waits for what they say to that."""
+        for node, reason in left_out.items():
+            content = RecordDict({LEFT_OUT: ConfigRecord({"reason": reason})})
+            self.grid.push_messages([Message(content, node, LEFT_OUT, ttl=_TOLD_S)])
 
     def name(self, node: int) -> str:
         """Returns what a person calls this node."""

@@ -16,8 +16,8 @@ from server.handover import Beginning, begun
 from server.keeping import kept_on_nodes
 from server.manifest import hosts_in, make_manifest
 from server.population import (
+    Enough,
     Population,
-    hosts_clients,
     hosts_these,
     merge_hellos,
     of_stage,
@@ -122,7 +122,7 @@ def _population(run: Run) -> Population:
     hosts = hosts_in(run.folder.manifest()) if begun else ()
     known = [client_id for host in hosts for client_id in host.client_ids]
     wanted = run.config.learning_stages[0].clients_per_round
-    roll = run.transport.hello(hosts_these(known) if hosts else hosts_clients(wanted))
+    roll = run.transport.hello(hosts_these(known) if hosts else Enough(wanted))
     for name, reason in roll.left_out.items():
         run.observe(Notice(f"{name} is left out: {reason}"))
     found = merge_hellos(roll.hellos, run.config.plan.nodes)

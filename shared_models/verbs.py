@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 HELLO = "query.hello"
+LEFT_OUT = "query.left_out"
 TRAIN_BLOCK = "train.block"
 EVALUATE_BLOCK = "evaluate.block"
 CALIBRATE_BLOCK = "query.calibrate"

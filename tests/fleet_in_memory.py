@@ -12,7 +12,7 @@ from flwr.app.user_config import UserConfig
 
 from clients.app import app
 from deploy.engines.grid import LocalGrid, call_app
-from server.app import make_transport
+from server.app import Fleet, make_transport
 from server.events import Event, Notice
 from server.roll_call import RollTimes
 from server.run import learn, open_run
@@ -99,7 +99,7 @@ def train(
             told.append(event.text)
 
     folder = open_run(config, path, resume=resume)
-    transport = make_transport(grid, 5.0, RollTimes(1.0, 1.0), run_id=run_id)
+    transport = make_transport(grid, 5.0, Fleet(run_id, times=RollTimes(1.0, 1.0)))
     with folder.held():
         learn(config, folder, transport, observe)
     return folder, told

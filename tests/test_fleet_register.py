@@ -11,10 +11,11 @@ from deploy.fleet.home import ServerHome, create_home
 from deploy.fleet.hosts import MOST_CLIENTS, parse_hosts
 from deploy.fleet.registry import describe_clients, may_host
 from server.fleet_register import Register, Registered, read_register, write_register
-from server.population import hosts_clients
+from server.population import Enough
 from server.roll_call import RollTimes, call_roll
 from shared_models.errors import InputError
 from shared_models.messages import Hello
+from shared_models.verbs import LEFT_OUT
 from tests.fleet_in_memory import Device, PostOffice
 from tests.in_memory import config_of
 
@@ -46,9 +47,12 @@ def test_who_claims_anothers_client_is_left_out_by_name_and_the_run_goes_on(tmp_
     register = read_register(tmp_path)
     config = config_of()
     grid = PostOffice({71: Device(config, 0, 2, 71), 72: Device(config, 1, 2, 72)})
-    roll = call_roll(grid, hosts_clients(6), RollTimes(0.3, 0.3), register)
+    roll = call_roll(grid, Enough(6), RollTimes(0.3, 0.3), register)
     assert sorted(roll.hellos) == [71]
     assert roll.left_out == {"node 72": "client 7 belongs to kitchen"}
+    (told,) = grid.waiting.values()
+    assert (told.metadata.dst_node_id, told.metadata.message_type) == (72, LEFT_OUT)
+    assert told.content[LEFT_OUT] == {"reason": "client 7 belongs to kitchen"}
 
 
 def test_who_could_train_anyone_takes_no_part_in_a_fleet_s_run() -> None:

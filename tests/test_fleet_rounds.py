@@ -10,10 +10,12 @@ import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+from server.events import Event, Waiting
 from server.fleet import SPARE_S, Letter, exchange
+from server.plain import describe
 from server.population import (
+    Enough,
     Hosted,
-    hosts_clients,
     hosts_these,
     merge_hellos,
     rejoined,
@@ -221,7 +223,7 @@ def test_the_roll_is_called_until_enough_have_come() -> None:
         return Device(config, 0, 2, 71)(message)
 
     grid.nodes[71] = first
-    assert sorted(call_roll(grid, hosts_clients(12), RollTimes(5.0)).hellos) == [71, 72]
+    assert sorted(call_roll(grid, Enough(12), RollTimes(5.0)).hellos) == [71, 72]
 
 
 def test_who_reads_its_data_for_long_is_waited_for_unless_there_are_enough() -> None:
@@ -232,15 +234,31 @@ def test_who_reads_its_data_for_long_is_waited_for_unless_there_are_enough() -> 
     grid = PostOffice({71: Device(config, 0, 2, 71), 72: slow})
     for wanted, found in ((12, [71, 72]), (6, [71])):
         began = time.monotonic()
-        roll = call_roll(grid, hosts_clients(wanted), RollTimes(connect_s=0.3, answer_s=5.0))
+        roll = call_roll(grid, Enough(wanted), RollTimes(connect_s=0.3, answer_s=5.0))
         assert sorted(roll.hellos) == found
+
+
+def test_who_watches_a_run_is_told_for_whom_it_waits() -> None:
+    config, told = config_of(), list[Event]()
+
+    def second(message: Message) -> Message | None:
+        return Device(config, 1, 2, 72)(message) if time.monotonic() - began > 3.0 else None
+
+    began = time.monotonic()
+    grid = PostOffice({71: Device(config, 0, 2, 71), 72: second})
+    call_roll(grid, Enough(12), RollTimes(2.5, 60.0), observe=told.append)
+    (waiting,) = told
+    assert isinstance(waiting, Waiting)
+    assert (waiting.clients, waiting.wanted, waiting.unanswered) == (6, 12, 1)
+    assert 55 < waiting.seconds < 61
+    assert describe(waiting).startswith("waiting for devices: 6 of 12 clients are here (up to ")
 
 
 def test_without_any_answer_the_run_fails_and_says_why() -> None:
     with pytest.raises(RoundError, match="no node connected within"):
-        call_roll(PostOffice({}), hosts_clients(1), BRIEF)
+        call_roll(PostOffice({}), Enough(1), BRIEF)
     with pytest.raises(RoundError, match="node 7: no answer within"):
-        call_roll(PostOffice({7: silent}), hosts_clients(1), BRIEF)
+        call_roll(PostOffice({7: silent}), Enough(1), BRIEF)
 
 
 def hello(*ids: int, each: int = 10, data: str = "a") -> Hello:

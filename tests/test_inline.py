@@ -10,7 +10,7 @@ from flwr.app import Message, RecordDict
 from clients.app import app
 from deploy.engines.inline import InlineGrid
 from server.app import make_transport
-from server.population import hosts_clients
+from server.population import Enough
 from shared_models.config import to_toml
 from shared_models.verbs import HELLO
 from shared_models.wire import decode_hello
@@ -56,7 +56,7 @@ def test_a_fault_in_the_client_app_travels_back_as_a_reply(grid: InlineGrid) -> 
 
 def test_the_coordinator_sees_one_shared_population(grid: InlineGrid) -> None:
     transport = make_transport(grid)
-    (hello,) = transport.hello(hosts_clients(1)).hellos.values()
+    (hello,) = transport.hello(Enough(1)).hellos.values()
     assert hello.shared
     assert sum(hello.examples) == 1438
     assert transport.engine.name == "inline"

@@ -35,7 +35,7 @@ from shared_models.config import parse_config
 from shared_models.errors import InputError
 from shared_models.messages import BlockRequest, Hello
 from shared_models.tasks import load_task
-from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, TRAIN_BLOCK
+from shared_models.verbs import CALIBRATE_BLOCK, EVALUATE_BLOCK, HELLO, LEFT_OUT, TRAIN_BLOCK
 from shared_models.wire import decode_hello, encode_broadcast, encode_request
 from tests.conftest import DIGITS, ROOT
 
@@ -61,6 +61,7 @@ class Warm:
 
     service: TrainerService
     address: str
+    said: list[str]
 
     @property
     def pid(self) -> int:
@@ -98,8 +99,9 @@ def trainer(
 ) -> Iterator[Warm]:
     place = folder / "trainer.sock"
     hosting = Hosting(data, ids).to_json()
-    with TrainerService(place, hosting, folder / "log", limits or Limits()) as service:
-        yield Warm(service, f"unix:{place}")
+    said: list[str] = []
+    with TrainerService(place, hosting, folder / "log", limits or Limits(), said.append) as service:
+        yield Warm(service, f"unix:{place}", said)
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +145,27 @@ def block(ids: tuple[int, ...] = (0, 3), stage: str = "train") -> RecordDict:
 
 def config(extra: str = "") -> str:
     return extra + DIGITS
+
+
+def test_the_owner_is_told_once_what_is_done_for_a_run_and_why_something_is_not(
+    warm: Warm,
+) -> None:
+    before = len(warm.said)
+    warm.hello()
+    for _ in range(2):
+        warm.train()
+    with pytest.raises(TrainerFailed):
+        warm.train(content=RecordDict())
+    reason = RecordDict({LEFT_OUT: ConfigRecord({"reason": "it may not host client 3"})})
+    assert not ask(warm.address, LEFT_OUT, config(), reason)
+    told = [line.removeprefix("run 'digits': this device ") for line in warm.said[before:]]
+    failed = told.pop(2)
+    assert failed.startswith("gives no update: ")
+    assert told == [
+        "has answered the roll call",
+        "trains",
+        "is left out by the server: it may not host client 3",
+    ]
 
 
 @pytest.mark.parametrize("verb", [HELLO, TRAIN_BLOCK, EVALUATE_BLOCK, CALIBRATE_BLOCK])

@@ -16,7 +16,7 @@ from clients.warm.protocol import METHOD, VERSION, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
 from shared_models.errors import WildflowerError
 from shared_models.tasks.own import file_of, is_own
-from shared_models.verbs import HELLO
+from shared_models.verbs import HELLO, LEFT_OUT
 
 CLIENT_DEADLINE_S = 600.0
 # How long a message waits that does not say so: as the server's do, which sends a node two.
@@ -49,8 +49,15 @@ def ask(
             request_serializer=Chunk.SerializeToString,
             response_deserializer=Chunk.FromString,
         )
-        answer = _answer(call(cut(header, pack(content))), wait_s, patience)
+        answer = _answer(call(cut(header, _packed(verb, content))), wait_s, patience)
     return unpack(answer)
+
+
+def _packed(verb: str, content: RecordDict) -> bytes:
+    """Returns the content as bytes; the service itself reads why its device is left out."""
+    if verb != LEFT_OUT:
+        return pack(content)
+    return str(content.config_records.get(LEFT_OUT, ConfigRecord()).get("reason", "")).encode()
 
 
 def _answer(call: Any, wait_s: float, patience: float) -> bytes:

@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from clients.warm.diary import Diary, Say
 from clients.warm.process import Died, Refused, Unfit, Unwanted, WorkerProcess
 from clients.warm.protocol import BEGUN, METHOD, SERVICE, VERSION, Incomplete, TooLarge, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
-from shared_models.errors import InputError
-from shared_models.verbs import TRAIN_BLOCK
+from shared_models.errors import InputError, WildflowerError
+from shared_models.verbs import LEFT_OUT, TRAIN_BLOCK
 
 _WHEN_S = 10.0
 _CALLS = 4  # one trains; the others wait, or ask after its health
@@ -43,11 +44,26 @@ class Limits:
             raise InputError("--when: expected a command")
 
 
-class TrainerService:
-    """Answers messages one after another; a context manager."""
+class _NoAnswer(WildflowerError):
+    """Why there is none, in gRPC's terms and in words."""
 
-    def __init__(self, place: Path, hosting_json: str, log: Path, limits: Limits) -> None:
+    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def _silent(_line: str) -> None:
+    """Says nothing."""
+
+
+class TrainerService:
+    """Answers messages one after another, and says what it does; a context manager."""
+
+    def __init__(
+        self, place: Path, hosting_json: str, log: Path, limits: Limits, say: Say = _silent
+    ) -> None:
         self._hosting_json, self._log, self._limits = hosting_json, log, limits
+        self._diary = Diary(say)
         self._busy = threading.Lock()
         self._ended = threading.Event()
         self._health = health.HealthServicer()
@@ -123,29 +139,32 @@ class TrainerService:
 
     def _answer(self, chunks: Iterator[Chunk], context: Any) -> Iterator[Chunk]:
         try:
-            header, data = join(chunks)
+            header, data = _joined(chunks)
+            answer = self._turn(header, data, context)
+            if answer is not None:
+                yield from cut(Header(version=VERSION, verb=header.verb), answer)
         except TooLarge as error:
-            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        except Incomplete as error:
-            _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        if header.version != VERSION:
-            told = f"the trainer speaks version {VERSION}, the app version {header.version}"
-            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, f"{told}: update the older one")
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        except _NoAnswer as error:
+            context.abort(error.code, str(error))
+
+    def _turn(self, header: Header, data: bytes, context: Any) -> bytes | None:
+        """Returns the answer to a message when its turn has come, None if nobody waits for it."""
+        if header.verb == LEFT_OUT:
+            self._diary.left_out(header, data.decode(errors="replace"))
+            return b""
         while not self._busy.acquire(timeout=0.1):
             if not self._is_wanted(context):  # nobody's training is to blame
-                return
+                return None
         try:
             if not self._is_wanted(context):
-                return
-            if header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
-                _abort(context, grpc.StatusCode.FAILED_PRECONDITION, no)
-            answer = self._asked(Chunk(header=header, data=data), context)
+                return None
+            with self._diary.entry(header):
+                if header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
+                    raise _NoAnswer(grpc.StatusCode.FAILED_PRECONDITION, no)
+                return self._asked(Chunk(header=header, data=data), context)
         finally:
             self._busy.release()
-        try:
-            yield from cut(Header(version=VERSION, verb=header.verb), answer)
-        except TooLarge as error:
-            _abort(context, grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
 
     def _asked(self, message: Chunk, context: Any) -> bytes:
         def is_wanted() -> bool:
@@ -156,15 +175,16 @@ class TrainerService:
             context.send_initial_metadata(BEGUN)
             return self._worker.ask(message.SerializeToString(), is_wanted)
         except Unwanted as error:
-            _abort(context, grpc.StatusCode.UNAVAILABLE, str(error))
+            raise _NoAnswer(grpc.StatusCode.UNAVAILABLE, str(error)) from None
         except Refused as error:
-            _abort(context, grpc.StatusCode.INTERNAL, str(error))
+            raise _NoAnswer(grpc.StatusCode.INTERNAL, str(error)) from None
         except Unfit as error:
             self._renew()  # the data may be there when it is asked again
-            _abort(context, grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            raise _NoAnswer(grpc.StatusCode.FAILED_PRECONDITION, str(error)) from None
         except Died as error:
             self._renew()
-            _abort(context, grpc.StatusCode.ABORTED, f"{error}; it is started anew")
+            told = f"{error}; it is started anew"
+            raise _NoAnswer(grpc.StatusCode.ABORTED, told) from None
 
     def _is_wanted(self, context: Any) -> bool:
         return bool(context.is_active()) and not self._ended.is_set()
@@ -175,9 +195,16 @@ class TrainerService:
             self._start()
 
 
-def _abort(context: Any, code: grpc.StatusCode, details: str) -> NoReturn:
-    context.abort(code, details)
-    raise AssertionError("abort raises")
+def _joined(chunks: Iterator[Chunk]) -> tuple[Header, bytes]:
+    """Returns a whole message of our version of the protocol; `TooLarge` at once."""
+    try:
+        header, data = join(chunks)
+    except Incomplete as error:
+        raise _NoAnswer(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
+    if header.version != VERSION:
+        told = f"the trainer speaks version {VERSION}, the app version {header.version}"
+        raise _NoAnswer(grpc.StatusCode.FAILED_PRECONDITION, f"{told}: update the older one")
+    return header, data
 
 
 def _refusal(when: str | None) -> str | None:

@@ -290,6 +290,9 @@ def _status(folder: dict[str, Any], latest: dict[str, FlowerRun]) -> str:
 
 def _round_of(remote: Remote, run: str) -> str | None:
     """Returns e.g. `train 3`, from the last line of the metrics that is whole."""
+    from server.event_log import EVENTS, read_event
+    from server.events import Waiting
+
     lines = remote.read(run, "metrics.jsonl").decode(errors="replace").splitlines()
     for line in reversed(lines):
         try:
@@ -297,7 +300,9 @@ def _round_of(remote: Remote, run: str) -> str | None:
             return f"{told['stage']} {told['round']}"
         except (ValueError, KeyError, TypeError):
             continue
-    return None
+    events = remote.read(run, EVENTS).decode(errors="replace").splitlines()
+    last = read_event(events[-1]) if events else None
+    return f"waits: {last.clients}/{last.wanted}" if isinstance(last, Waiting) else None
 
 
 def stop(

@@ -119,7 +119,7 @@ def run_device(device: Device, say: Say) -> None:
     ):
         adopt_orphans()
         say = _noted(device.own_log, say)
-        trainer = TrainerService(place, device.hosting_json, device.trainer_log, device.limits)
+        trainer = TrainerService(place, device.hosting_json, device.trainer_log, device.limits, say)
         try:
             with trainer:
                 say("the trainer reads its data")
