@@ -47,6 +47,7 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
     from server.evaluation import evaluation_split
     from server.initial import initial
     from server.parts import check_cohort
+    from shared_models.stage_task import check_calibration, final_task
 
     host = _taking_part(open_host(config))
     if plan is not None:
@@ -60,12 +61,15 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
         host.trainer(stage.name)
         check_cohort(stage, len(host.taking_part(stage)))
         check_budget(_demand(stage, host), config.keep_checkpoints, room_at(folder))
+    check_calibration(config)
     if config.calibrate_stage is not None:
         host.calibrator(config.calibrate_stage.name)
     if (export := config.export_stage) is not None:
         from deploy.export.formats import choose
+        from deploy.export.shipping import shipped
 
-        choose(host.task.model(), export.formats, export.quantize)
+        task = final_task(config)
+        choose(shipped(task, task.model()).model, export.formats, export.quantize)
 
 
 def _taking_part(host: Host) -> Host:

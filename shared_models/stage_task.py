@@ -44,6 +44,16 @@ def final_task(config: Config) -> Task:
     return stage_task(config, config.stages[-1].name)
 
 
+def check_calibration(config: Config) -> None:
+    """Raises `InputError` where clients would calibrate what takes none of their data."""
+    stage, task = config.calibrate_stage, final_task(config)
+    if stage is not None and task.deployed is not None:
+        raise InputError(
+            f"stages.{stage.name}: of {task.name!r} only {task.deployed.part!r} is exported, whose "
+            "input is drawn: clients have no data for it; remove this stage"
+        )
+
+
 def cut_of(stage: PruneStage) -> Cut:
     """Returns how much a stage lets stay."""
     return Cut(stage.keep, stage.prefixes)

@@ -20,11 +20,12 @@ from flwr.app import Error, Message
 from clients.host import Host, open_host
 from clients.training import ClientData
 from deploy.cli import run
+from server.app import _open
 from server.calibration import answer_check, ask, describe, make_requests, require_quorum
 from server.population import merge_hellos
 from server.range_noise import Noise, deviation_of, noised
 from shared_models.config import CalibrateStage, Config, parse_config
-from shared_models.errors import ConfigError, RoundError
+from shared_models.errors import ConfigError, InputError, RoundError
 from shared_models.messages import BlockFailure, BlockRequest, Reply, Send
 from shared_models.partial import Partial
 from shared_models.ranges import Range, merge, ranges_of, traced, values_of
@@ -258,6 +259,21 @@ def test_noise_is_drawn_anew_and_told() -> None:
 def test_stages_in_another_order_are_refused(stages: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         parse_config(DIGITS[: DIGITS.index("[[stages]]")] + stages, "test")
+
+
+def test_a_part_whose_input_is_drawn_is_not_calibrated_by_clients(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x, y = np.zeros((24, 1, 28, 28), np.float32), np.arange(24) % 10
+    np.savez(tmp_path / "images.npz", x=x, y=y, x_test=x, y_test=y)
+    config = tmp_path / "gan.toml"
+    text = DIGITS.replace("digits-cnn", "mnist-gan") + STAGE + '\n[[stages]]\nkind = "export"\n'
+    config.write_text(text.replace("[data]", f'[data]\nname = "{tmp_path / "images.npz"}"'))
+    assert run(["simulate", str(config), "--out", str(tmp_path / "run")]) == 2
+    assert "'mnist-gan' only 'generator' is exported" in capsys.readouterr().err
+    with pytest.raises(InputError, match="clients have no data for it"):  # a fleet's server
+        _open({"config": config.read_text()}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
