@@ -1,7 +1,7 @@
 # Set-up: `make demo` and `make test` each make the environment if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := train,simulation,export,edge,parquet,bench,dev
+EXTRAS := train,simulation,export,edge,parquet,metrics,tensorboard,mlflow,telemetry,bench,docs,dev
 
 .PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env edge-env images clean
 
@@ -83,7 +83,7 @@ images: image-server image-client image-simulation
 
 image-%:
 	$(ENGINE) build --file k8s/images/Dockerfile --target $* $(if $(PLATFORM),--platform $(PLATFORM)) \
-	--build-arg EXTRAS=$(or $(EXTRAS_$*),train) --build-arg VERSION=$(VERSION) \
+	--build-arg EXTRAS=$(or $(EXTRAS_$*),train,metrics,telemetry) --build-arg VERSION=$(VERSION) \
 	--build-arg REVISION=$(shell git rev-parse HEAD 2>/dev/null || echo unknown) \
 	--tag $(IMAGE_PREFIX)wildflower-$*$(if $(CUDA),-cuda):$(VERSION) $(IMAGE_OPTIONS) .
 
