@@ -24,6 +24,7 @@ from server.population import (
     rejoined,
 )
 from server.run_folder import RunFolder
+from server.samples import keep_samples
 from server.stage import Run, Transport, run_stage
 from server.summary import own_peak_mb, summarize
 from shared_models.arrays import Arrays, load_arrays, save_arrays
@@ -60,6 +61,7 @@ def learn(config: Config, folder: RunFolder, transport: Transport, observe: Obse
     rounds_before = len(folder.records())
     params = _run_stages(run, latest)
     save_arrays(folder.model_file, params)
+    keep_samples(run, params)
     if config.calibrate_stage is not None:
         calibrate(run, config.calibrate_stage, _population(run), params)
     folder.update_summary(

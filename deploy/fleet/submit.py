@@ -31,7 +31,7 @@ SUBMISSION = "submission.json"
 _MOST_AGAIN = 10
 # What a person needs; the last of them says that all are there.
 _WANTED = re.compile(
-    r"(config\.toml|manifest\.json|metrics\.jsonl|events\.jsonl|[A-Za-z0-9][\w.-]*\.safetensors"
+    r"(config\.toml|manifest\.json|metrics\.jsonl|events\.jsonl|samples\.json|[A-Za-z0-9][\w.-]*\.safetensors"
     r"|client_metrics/[A-Za-z0-9][\w.-]*\.json|summary\.json)",
     re.ASCII,
 )
@@ -51,14 +51,19 @@ _PACE = Pace()
 
 @dataclass(frozen=True)
 class Submission:
-    """Where a run is: the server, our own id, and the last of Flower's runs that it had there."""
+    """Where a run is: the server, our own id, and the last of Flower's runs that it had there.
+
+    `ca` and `token` are the files that open the server's doors, by which it is found again.
+    """
 
     server: str
     run: str
     flower_run: int
+    ca: str | None = None
+    token: str | None = None
 
     def save(self, folder: Path) -> None:
-        """Writes it to the run folder; there is nothing secret in it."""
+        """Writes it to the run folder; there is nothing secret in it, only where that is."""
         write_json(folder / SUBMISSION, asdict(self))
 
 
@@ -104,17 +109,39 @@ def new_run_id(name: str) -> str:
 
 
 def submit(remote: Runs, config: Config, run: str, folder: Path) -> Submission:
-    """Starts a run on the server and makes its folder here."""
+    """Starts a run on the server and makes its folder here, which goes if the server refuses."""
     text = to_toml(config)
-    submission = Submission(remote.connection.address, run, 0)
+    submission = _of(remote.connection, run)
     require_one_file(config)
+    is_new = not folder.exists()
+    try:
+        _write(config, text, submission, folder)
+        return _started(remote, submission, text, folder, resume=False)
+    except (InputError, OSError):  # a server that does not answer may have started it all the same
+        _clear(folder, is_new=is_new)
+        raise
+
+
+def _of(connection: Connection, run: str) -> Submission:
+    paths = (connection.ca, connection.token_file)
+    ca, token = (None if path is None else str(path.absolute()) for path in paths)
+    return Submission(connection.address, run, 0, ca, token)
+
+
+def _write(config: Config, text: str, submission: Submission, folder: Path) -> None:
     if is_own(config.task):
         load_task(config.task)  # what is wrong with it is better told here
         file = file_of(config.task)
         write_atomic(folder / file, Path(file).read_bytes())
     write_atomic(folder / "config.toml", text.encode())
     submission.save(folder)
-    return _started(remote, submission, text, folder, resume=False)
+
+
+def _clear(folder: Path, *, is_new: bool) -> None:
+    for path in folder.glob("*"):  # it was empty, if it was there
+        path.unlink()
+    if is_new and folder.exists():
+        folder.rmdir()
 
 
 def require_one_file(config: Config) -> None:
@@ -305,8 +332,13 @@ def bring_home(remote: Runs, folder: Path) -> None:
         write_atomic(folder / path, content)
 
 
-def interrupted(folder: Path, submission: Submission) -> Interrupted:
-    """Returns what to tell somebody who stops looking while the run goes on."""
+def interrupted(folder: Path, submission: Submission, *, is_home: bool) -> Interrupted:
+    """Returns what to tell somebody who stops looking while the run goes on, or when it is done."""
+    if is_home:
+        return Interrupted(
+            f"interrupted; the run is done and is in {folder}: "
+            f"`wildflower submit {folder} --resume` does what is left to do here"
+        )
     return Interrupted(
         f"interrupted; the run goes on at {submission.server}: `wildflower submit {folder} "
         f"--resume` follows it again, `wildflower stop {submission.run}` stops it"
