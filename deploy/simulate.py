@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from deploy.events import ArtefactMeasured, ExportStarted, Observer
 from deploy.planning import check_replay, settle_plan
+from deploy.report.partition import counting_labels
 from server.run_folder import RunFolder
 from server.summary import own_peak_mb
 from shared_models.config import Config, ExportStage, Faults, TrainStage, to_toml
@@ -173,7 +174,7 @@ def simulate(
     if config.plan.is_open:
         grid.wait()  # what starts up would slow what is measured
         config = settle_plan(config, observe)
-    _learn(config, path, observe, grid, resume=resume)
+    _learn(config, path, counting_labels(config, path, observe), grid, resume=resume)
     grid.close()
     folder = RunFolder(path)
     if config.export_stage is not None:

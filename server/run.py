@@ -15,6 +15,7 @@ from server.events import Notice, Observer
 from server.handover import Beginning, begun
 from server.keeping import kept_on_nodes
 from server.manifest import hosts_in, make_manifest
+from server.model_facts import model_facts
 from server.population import (
     Enough,
     Population,
@@ -136,6 +137,7 @@ def _population(run: Run) -> Population:
 def _write_manifest(run: Run, population: Population) -> None:
     """Writes the manifest once; later, raises `CheckpointError` when the ground has changed."""
     now = make_manifest(run.config, population, run.transport.engine)
+    now["model"] = model_facts(run.task)
     if not run.folder.manifest_file.exists():
         write_json(run.folder.manifest_file, now)
         return

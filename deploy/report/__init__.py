@@ -1,0 +1,1 @@
+"""Reports: what a run folder tells, as one page for people."""
