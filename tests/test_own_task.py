@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,42 +13,53 @@ import pytest
 
 from tests.conftest import ROOT
 
-WILDFLOWER = str(Path(sys.executable).parent / "wildflower")
-BLOCKS = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "docs" / "run.md").read_text())
-MINE = next(block for block in BLOCKS if "TASK = " in block)
-CONFIG = """
-name = "mine"
-task = "mine:TASK"
-
-[data]
-clients = 4
-
-[plan]
-trainer = "loop"
-
-[[stages]]
-name = "train"
-kind = "train"
-rounds = 3
-clients_per_round = 4
-local_learning_rate = 0.1
-"""
+BIN = Path(sys.executable).parent
+BLOCKS = re.findall(r"(?s)```(\w*)\n(.*?)```", (ROOT / "docs" / "your-own-task.md").read_text())
+FILES = {text.split("\n", 1)[0].removeprefix("# "): text for kind, text in BLOCKS if kind}
+COMMANDS = [line for kind, text in BLOCKS if not kind for line in text.splitlines()]
+MINE = FILES["moves.py"]
+CONFIG = FILES["moves.toml"].rpartition("\n[[stages]]")[0]  # without the export
 
 
-def simulate(folder: Path, source: str | None, config: str = CONFIG) -> tuple[int, str]:
+def said(folder: Path, command: str) -> tuple[int, str, str]:
+    """Runs a line of the page, with the programs of this environment."""
+    program, *words = shlex.split(command)
+    done = subprocess.run(
+        [str(BIN / program), *words], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def simulate(folder: Path, source: str | None, config: str) -> tuple[int, str]:
     if source is not None:
         (folder / "mine.py").write_text(source)
     (folder / "config.toml").write_text(config)
-    command = [WILDFLOWER, "simulate", "config.toml", "--out", "run"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr
+    code, _, error = said(folder, "wildflower simulate config.toml --out run")
+    return code, error
 
 
-def test_a_task_in_a_file_of_ones_own_is_trained(tmp_path: Path) -> None:
-    assert simulate(tmp_path, MINE) == (0, "")
+def test_the_page_s_model_learns_from_its_own_data(tmp_path: Path) -> None:
+    (tmp_path / "make_data.py").write_text(FILES["make_data.py"])
+    assert said(tmp_path, "python make_data.py")[0] == 0
+    config = CONFIG.replace("moves:TASK", "mine:TASK").replace(
+        "[data]", "plan.trainer = 'loop'\n[data]"
+    )
+    assert simulate(tmp_path, MINE, config) == (0, "")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["params"] == 650
-    assert summary["stages"][0]["eval"]["accuracy"] > 0.5
+    assert summary["clients"] == 12
+    assert summary["stages"][0]["eval"]["accuracy"] > 0.9
+
+
+@pytest.mark.slow
+def test_the_page_does_what_it_says(tmp_path: Path) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    told = {}
+    for command in COMMANDS:
+        code, told[command], error = said(tmp_path, command)
+        assert (code, error) == (0, ""), command
+    assert len(told) == 5
+    assert all(label in told[COMMANDS[-1]] for label in "012")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +75,7 @@ def test_a_task_in_a_file_of_ones_own_is_trained(tmp_path: Path) -> None:
 def test_what_is_wrong_with_it_is_one_line(
     tmp_path: Path, source: str | None, task: str, told: str
 ) -> None:
-    code, error = simulate(tmp_path, source, CONFIG.replace("mine:TASK", task))
+    code, error = simulate(tmp_path, source, CONFIG.replace("moves:TASK", task))
     assert code == 2
     assert len(error.splitlines()) == 1
     assert told in error
@@ -71,6 +83,6 @@ def test_what_is_wrong_with_it_is_one_line(
 
 def test_a_file_that_is_called_like_a_module_that_is_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "colorsys.py").write_text(MINE)
-    code, error = simulate(tmp_path, None, CONFIG.replace("mine:TASK", "colorsys:TASK"))
+    code, error = simulate(tmp_path, None, CONFIG.replace("moves:TASK", "colorsys:TASK"))
     assert code == 2
     assert "there is a module 'colorsys' already; rename the file" in error

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from shared_models.datasets.catalog import CATALOG
+from shared_models.errors import InputError
 from shared_models.inputs import InputSpec
 from shared_models.objectives.supervised import supervised
 from shared_models.task import Task
@@ -19,8 +20,18 @@ def accuracy(outputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 
 def classification(
-    name: str, dataset: str, inputs: InputSpec, make_model: Callable[[], nn.Module]
+    name: str,
+    dataset: str,
+    inputs: InputSpec,
+    make_model: Callable[[], nn.Module],
+    labels: tuple[str, ...] = (),
 ) -> Task:
-    """Returns the task of telling the labels of `dataset` apart."""
-    labels = CATALOG[dataset].labels
-    return Task(name, dataset, inputs, labels, make_model, supervised, cross_entropy, accuracy)
+    """Returns the task of telling the labels of `dataset` apart; without `labels` it says them.
+
+    Raises `InputError` where neither does.
+    """
+    known = CATALOG[dataset].labels if dataset in CATALOG else ()
+    if not (labels or known):
+        raise InputError(f"{dataset!r} does not say what its labels mean; give classification them")
+    told = labels or known
+    return Task(name, dataset, inputs, told, make_model, supervised, cross_entropy, accuracy)
