@@ -392,7 +392,7 @@ def test_ctrl_c_ends_the_run_with_130(to_all: bool, tmp_path: Path) -> None:
         kill(process.pid, signal.SIGINT)
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.splitlines()[-1].startswith("error: interrupted")
+    assert told.splitlines()[-1].startswith("interrupted")
     assert "Traceback" not in told
 
 

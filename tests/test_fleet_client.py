@@ -299,6 +299,15 @@ def test_a_good_certificate_is_no_fault_and_a_server_without_tls_is_one(tmp_path
         address = f"127.0.0.1:{server.getsockname()[1]}"
         answering(server)
         assert fault_of(Connection(address, home.ca, None)) == f"{address} does not speak TLS"
+        answering(server)
+        assert fault_of(Connection(address, None, None)) is None
+
+
+def test_who_comes_without_tls_to_a_server_that_has_it_is_told_what_to_give(tmp_path: Path) -> None:
+    home = fleet(tmp_path / "home")
+    with listening(home.certificate, home.key) as port:
+        fault = str(fault_of(Connection(f"127.0.0.1:{port}", None, None)))
+    assert "hangs up on who comes without TLS; leave out --insecure and give" in fault
 
 
 def answering(server: socket.socket) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import resource
 import socket
 import ssl
 import stat
@@ -224,7 +225,7 @@ def test_clients_are_added_and_removed_while_no_server_runs(
     assert run(["server", "add-client", "bob", *at, "--public-key", str(copy)]) == 2
     assert "client 'alice'" in capsys.readouterr().err
     assert run(["server", "add-client", "alice", *at, "--out", str(tmp_path / "again")]) == 2
-    assert not (tmp_path / "again" / "client.key").exists()
+    assert not (tmp_path / "again").exists()
     assert run(["server", "remove-client", "alic", *at]) == 2
     assert "did you mean 'alice'?" in capsys.readouterr().err
     assert run(["server", "remove-client", "alice", *at]) == 0
@@ -239,10 +240,22 @@ def test_a_client_s_name_is_no_path(name: str, home: ServerHome, tmp_path: Path)
     assert not (tmp_path / "device").exists()
 
 
+def test_a_server_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> None:
+    room = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, room[1]))  # bytes a file: as good as a full disk
+    try:
+        with pytest.raises(OSError, match=r"ca\.key"):
+            create_home(ServerHome(tmp_path / "server"), [], 30)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, room)
+    assert list((tmp_path / "server").iterdir()) == []
+    create_home(ServerHome(tmp_path / "server"), [], 30)
+
+
 def test_a_connection_is_what_the_options_say(home: ServerHome) -> None:
     token = home.token_file.read_text().strip()
     found = read_connection("[::1]:9000", home.ca, home.token_file)
-    assert found == Connection("[::1]:9000", home.ca, token)
+    assert found == Connection("[::1]:9000", home.ca, token, home.token_file)
     assert token not in repr(found)
     assert found.url == "https://[::1]:9000"
     assert read_connection("localhost", None, None, insecure=True).url == "http://localhost:8000"

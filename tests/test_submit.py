@@ -14,13 +14,14 @@ import httpx
 import pytest
 
 from deploy.cli import run
+from deploy.cli.submit import connection_of
 from deploy.fleet.bundle import build_bundle
-from deploy.fleet.connection import Connection, answered
+from deploy.fleet.connection import Connection, NotReached, answered
+from deploy.fleet.home import ServerHome, create_home
 from deploy.fleet.remote import FlowerRun
 from deploy.fleet.submit import (
     Follower,
     Pace,
-    Submission,
     bring_home,
     new_run_id,
     read_submission,
@@ -242,6 +243,8 @@ def test_a_run_is_shown_until_it_is_done(case: Case) -> None:
         "server": "127.0.0.1:1",
         "run": "digits-1",
         "flower_run": 1,
+        "ca": None,
+        "token": None,
     }
 
 
@@ -374,7 +377,7 @@ CERTIFICATE = (
         (401, InputError, "token is missing or wrong; give the server's operator.token by --token"),
         (403, InputError, "token is missing or wrong"),
         (500, ServerError, "answered 500: it broke$"),
-        (httpx.ConnectError("[Errno 111] refused"), ServerError, r"does not answer: .* refused$"),
+        (httpx.ConnectError("[Errno 111] refused"), NotReached, r"does not answer: .* refused$"),
         (httpx.ReadTimeout(""), ServerError, "does not answer: ReadTimeout$"),
         (httpx.ConnectError(CERTIFICATE), InputError, r"not trusted \(Hostname mismatch\); give"),
         (httpx.InvalidURL("Invalid IDNA hostname"), InputError, "is no address: Invalid IDNA"),
@@ -406,5 +409,32 @@ def test_a_server_that_is_not_there_is_told_in_a_line(
     assert "127.0.0.1:1: does not answer" in capsys.readouterr().err
 
 
-def test_nothing_secret_is_in_a_submission() -> None:
-    assert set(Submission.__dataclass_fields__) == {"server", "run", "flower_run"}
+class Closed(NearBy):
+    """A server that is not there."""
+
+    def start(self, run: str, config: str, *, resume: bool, own: Path | None = None) -> int:
+        del run, config, resume, own
+        raise NotReached("127.0.0.1:1: does not answer")
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_submission_that_came_to_nothing_leaves_nothing(
+    tmp_path: Path, *, is_there: bool
+) -> None:
+    folder = tmp_path / "here"
+    if is_there:
+        folder.mkdir()
+    with pytest.raises(NotReached):
+        submit(Closed(tmp_path / "state"), config_of(), "digits-1", folder)
+    assert [path.name for path in tmp_path.rglob("*")] == (["here"] if is_there else [])
+
+
+def test_a_submission_says_where_the_credentials_are_and_not_what_they_are(tmp_path: Path) -> None:
+    home = ServerHome(tmp_path / "server")
+    create_home(home, [], 30)
+    token = home.token_file.read_text().strip()
+    at = Connection("127.0.0.1:1", home.ca, token, home.token_file)
+    submit(NearBy(tmp_path / "state", connection=at), config_of(), "digits-1", tmp_path / "here")
+    assert token not in (tmp_path / "here" / "submission.json").read_text()
+    kept = read_submission(tmp_path / "here")
+    assert connection_of(None, None, None, None, insecure=False, kept=kept) == at

@@ -89,7 +89,8 @@ def run(arguments: Sequence[str]) -> int:
         message, code = f"{error.name} is not installed: {advice}", 1
     except OSError as error:
         message, code = _describe(error), 2 if error.errno == errno.ENAMETOOLONG else 1
-    print(f"error: {message}", file=sys.stderr)
+    stopped = code == Interrupted.exit_code  # by the user, which is no error
+    print(message if stopped else f"error: {message}", file=sys.stderr)
     return code
 
 

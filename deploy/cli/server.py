@@ -140,7 +140,12 @@ def add_client_(
     Example: wildflower server add-client watch-1 --state server --hosts 1 --out watch-1
     """
     from deploy.fleet.node_keys import make_node_key, read_public_key
-    from deploy.fleet.registry import add_client, require_name, write_credentials
+    from deploy.fleet.registry import (
+        add_client,
+        remove_credentials,
+        require_name,
+        write_credentials,
+    )
 
     home = _home(state)
     home.require()
@@ -158,8 +163,7 @@ def add_client_(
     try:
         change = add_client(home, name, public, hosts)
     except BaseException:
-        if folder is not None and private is not None:
-            (folder / "client.key").unlink()
+        remove_credentials(written)
         raise
     if as_json:
         files = [str(path) for path in written]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,8 @@ Credentials = Annotated[
 Insecure = Annotated[
     bool, typer.Option("--insecure", help="Without TLS, for a server on this very machine.")
 ]
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # of Flower's log, which knows no terminal
+
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or its folder here.")]
 
 
@@ -77,8 +80,8 @@ def submit(
     if once and (found := _begun(config, settings or [], out)):
         config, settings, resume = found, None, True
     folder = _resumed(config, settings, out) if resume else None
-    address = server or (_submission(folder).server if folder else None)
-    connection = connection_of(address, ca, token, credentials, insecure)
+    kept = _submission(folder) if folder else None
+    connection = connection_of(server, ca, token, credentials, insecure, kept)
     with Remote(connection) as remote:
         if once:
             _await(remote)
@@ -179,7 +182,7 @@ def _follow(remote: Remote, folder: Path, offset: int, as_json: bool) -> None:
                 bring_home(remote, folder)
             _export(folder, display)
     except KeyboardInterrupt:
-        raise interrupted(folder, _submission(folder)) from None
+        raise interrupted(folder, _submission(folder), is_home=_is_home(folder)) from None
 
 
 def _export(folder: Path, display: Any) -> None:
@@ -219,10 +222,18 @@ def connection_of(
     token: Path | None,
     credentials: Path | None,
     insecure: bool,
+    kept: Submission | None = None,
 ) -> Connection:
-    """Returns the connection that these options name; `InputError` says what is missing."""
+    """Returns the connection that these options name, or else the one of a run that was submitted.
+
+    `InputError` says what is missing.
+    """
     from deploy.fleet.connection import read_connection
 
+    if kept is not None:
+        server = server or kept.server
+        if not (ca or token or credentials or insecure):
+            ca, token, insecure = kept.ca_file, kept.token_file, kept.ca is None
     if server is None:
         raise InputError("--server HOST:PORT is missing")
     if credentials is not None:
@@ -260,7 +271,8 @@ def status(
     ]
     print_table(columns, rows)
     print()
-    print_table(("node", "status"), [(node["node"], node["status"]) for node in told["nodes"]])
+    nodes = [(node["name"] or "", node["status"], node["node"]) for node in told["nodes"]]
+    print_table(("device", "status", "node"), nodes)
 
 
 def _status_of(remote: Remote) -> dict[str, Any]:
@@ -275,7 +287,10 @@ def _status_of(remote: Remote) -> dict[str, Any]:
         for name, run in latest.items()
         if name not in known
     ]
-    nodes = [{"node": str(node.id), "status": node.status} for node in remote.nodes()]
+    nodes = [
+        {"node": str(node.id), "name": node.name or None, "status": node.status}
+        for node in remote.nodes()
+    ]
     return {"runs": runs, "nodes": nodes}
 
 
@@ -320,8 +335,8 @@ def stop(
     """
     from deploy.fleet.remote import Remote
 
-    name, address = _named(run, server)
-    with Remote(connection_of(address, ca, token, credentials, insecure)) as remote:
+    name, kept = _named(run)
+    with Remote(connection_of(server, ca, token, credentials, insecure, kept)) as remote:
         found = [own for own in _runs_of(remote, name) if not own.is_over]
         if not found:
             raise InputError(f"{name}: is not running; `wildflower status` tells what is")
@@ -349,9 +364,9 @@ def logs(
     """
     from deploy.fleet.remote import Remote
 
-    name, address = _named(run, server)
+    name, kept = _named(run)
     said: list[str] = []
-    with Remote(connection_of(address, ca, token, credentials, insecure)) as remote:
+    with Remote(connection_of(server, ca, token, credentials, insecure, kept)) as remote:
         for text in _said(remote, name, follow=follow):
             if as_json:
                 said.append(text)
@@ -364,17 +379,17 @@ def logs(
 def _said(remote: Remote, name: str, *, follow: bool) -> Iterator[str]:
     for own in _runs_of(remote, name):
         for text in remote.logs(own.id):
-            yield text
+            yield _COLOURS.sub("", text)
             if not follow and not own.is_over:
                 break  # the first has all that there is; what follows is yet to happen
 
 
-def _named(run: str, server: str | None) -> tuple[str, str | None]:
-    """Returns a run's id and its server; a folder here stands for the run submitted from it."""
+def _named(run: str) -> tuple[str, Submission | None]:
+    """Returns a run's id; a folder here stands for the run that was submitted from it."""
     if os.sep not in run and not Path(run, "submission.json").exists():
-        return run, server
+        return run, None
     submission = _submission(Path(run))
-    return submission.run, server or submission.server
+    return submission.run, submission
 
 
 def _runs_of(remote: Remote, name: str) -> list[FlowerRun]:

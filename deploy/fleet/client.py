@@ -26,7 +26,7 @@ from clients.warm.logs import open_log
 from clients.warm.process import Died
 from clients.warm.service import Limits, TrainerService
 from deploy.fleet.connection import Connection
-from deploy.fleet.disk import Tail, bound_log, prune_apps
+from deploy.fleet.disk import Tail, bound_log, full_disk, prune_apps
 from deploy.fleet.environment import flower_environment
 from deploy.fleet.health import Health, HealthAddress
 from deploy.fleet.probe import fault_of
@@ -201,6 +201,7 @@ class _Supervisor:
     def __init__(self, device: Device, place: Path, say: Say, stop: Stop, health: Health) -> None:
         self._device, self._place, self._stop, self._health = device, place, stop, health
         self._tell = _changes(say)
+        self._is_full = False
 
     def run(self) -> None:
         """Returns when it was asked to stop."""
@@ -226,6 +227,7 @@ class _Supervisor:
             is_connected = False
             while not self._stop.within(0.5):
                 node.look()
+                self._look_at_disk()
                 if not is_connected and node.is_connected:
                     is_connected = True
                     self._tell(f"connected to {self._device.connection.address}")
@@ -233,6 +235,12 @@ class _Supervisor:
                     return fault
                 self._health.beat(ready=is_connected)
         return None
+
+    def _look_at_disk(self) -> None:
+        full = full_disk(self._device.state)
+        if full and not self._is_full:
+            self._tell(f"{full}: until then trainings may fail")
+        self._is_full = full is not None
 
 
 class _Node:
@@ -340,8 +348,9 @@ def _why(name: str, code: int, said: str) -> str:
     """Returns why one of Flower's processes ended, in our words where they are better."""
     if _NOT_ADMITTED in said:
         return (
-            "the server does not admit this device: its key is not registered there "
-            "(`wildflower server add-client`), or the server still holds it for connected"
+            "the server does not admit this device: it still holds it for connected, one to two "
+            "minutes after it was cut off or killed; or its key is not registered there "
+            "(`wildflower server add-client`)"
         )
     _, found, after = said.rpartition(_FLOWERS_EXIT)
     reasons = after.splitlines()[1:2] if found else []

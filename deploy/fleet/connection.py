@@ -20,6 +20,10 @@ DEFAULT_PORT = 8000
 TOKEN_HEADER = "X-Wildflower-Token"  # noqa: S105  the name of a header, not a secret
 
 
+class NotReached(ServerError):
+    """Nobody answers there, so nothing can have come of what was asked."""
+
+
 @dataclass(frozen=True)
 class Connection:
     """Where a server listens and what opens its doors.
@@ -29,11 +33,13 @@ class Connection:
         ca: The certificate of the CA that signed the server's; None means without TLS, which only
             a server on this machine may be.
         token: The operator's token, for the doors that ask for one.
+        token_file: The file that it is in.
     """
 
     address: str
     ca: Path | None
     token: str | None = field(default=None, repr=False)
+    token_file: Path | None = None
 
     @property
     def url(self) -> str:
@@ -59,7 +65,7 @@ def read_connection(
     if ca is not None:
         trust(ca)
     token = None if token_file is None else read_token(token_file)
-    return Connection(join_address(host, port), ca, token)
+    return Connection(join_address(host, port), ca, token, token_file)
 
 
 def parse_address(server: str) -> tuple[str, int]:
@@ -161,7 +167,8 @@ def answered(connection: Connection) -> Iterator[None]:
     except httpx.HTTPStatusError as error:
         raise _refusal(where, error.response) from None
     except httpx.TransportError as error:
-        raise _unreachable(where, str(error) or type(error).__name__) from None
+        is_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+        raise _unreachable(where, str(error) or type(error).__name__, is_sent=is_sent) from None
     except httpx.InvalidURL as error:
         raise InputError(f"--server {where}: is no address: {one_line(str(error))}") from None
     except ValueError as error:  # what Flower's client makes of bytes that are no answer
@@ -190,9 +197,10 @@ def _refusal(where: str, response: httpx.Response) -> InputError | ServerError:
     return ServerError(f"{where}: answered {response.status_code}: {told}")
 
 
-def _unreachable(where: str, told: str) -> InputError | ServerError:
+def _unreachable(where: str, told: str, *, is_sent: bool) -> InputError | ServerError:
     if "CERTIFICATE_VERIFY_FAILED" not in told:
-        return ServerError(f"{where}: does not answer: {one_line(told)}")
+        kind = ServerError if is_sent else NotReached
+        return kind(f"{where}: does not answer: {one_line(told)}")
     why = told.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or told
     return InputError(
         f"{where}: its certificate is not trusted ({one_line(why)}); give the server's ca.pem by "

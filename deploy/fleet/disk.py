@@ -11,6 +11,7 @@ from pathlib import Path
 from clients.warm.logs import open_log
 
 LARGEST_LOG_BYTES = 20_000_000
+_LEAST_FREE = 8 * 2**20  # with less, what a run or a training has to write may not fit
 
 
 def bound_log(
@@ -39,6 +40,17 @@ def _copy(file: Path, copy: Path, start: int) -> None:
         target.truncate(0)
         source.seek(start)
         shutil.copyfileobj(source, target)
+
+
+def full_disk(folder: Path) -> str | None:
+    """Returns that the disk of a folder is full, in words; None while there is room."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return None  # the folder is gone, which others tell
+    if free >= _LEAST_FREE:
+        return None
+    return f"{folder}: its disk is full ({free / 2**20:.0f} MB free); free some space"
 
 
 class Tail:

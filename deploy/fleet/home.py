@@ -22,14 +22,18 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploy.fleet.connection import Connection, is_loopback, join_address, read_token
 from shared_models.errors import InputError
 from shared_models.files import locked, write_json
+
+if TYPE_CHECKING:
+    from deploy.fleet.certificates import Signed
 
 ALWAYS = ("localhost", "127.0.0.1", "::1")
 """The names that every server's certificate has: its own processes use them."""
@@ -186,6 +190,16 @@ def create_home(home: ServerHome, names: Sequence[str], days: int) -> None:
     server = make_certificate(authority, [*ALWAYS, *names], days)  # or no names, and no folder
     home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     home.path.chmod(0o700)
+    try:
+        _fill(home, authority, server)
+        write_json(home.notes, {"names": list(names)})  # last: now there is a server
+    except BaseException:
+        for made in home.path.iterdir():  # it was empty
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+        raise
+
+
+def _fill(home: ServerHome, authority: Signed, server: Signed) -> None:
     for folder in (home.clients, home.runs, home.flower):
         folder.mkdir(mode=0o700)
     write_secret(home.ca_key, authority.key)
@@ -193,7 +207,6 @@ def create_home(home: ServerHome, names: Sequence[str], days: int) -> None:
     write_secret(home.key, server.key)
     write_public(home.certificate, server.certificate)
     write_secret(home.token_file, f"{secrets.token_urlsafe(32)}\n".encode())
-    write_json(home.notes, {"names": list(names)})  # last: now there is a server
 
 
 def prepare_home(home: ServerHome) -> None:
@@ -246,14 +259,16 @@ def write_public(path: Path, content: bytes) -> None:
 def _write(path: Path, content: bytes, mode: int) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.unlink(missing_ok=True)
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), mode)  # whatever the umask says
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # a failed write does not say where
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 

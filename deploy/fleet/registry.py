@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +172,15 @@ def write_credentials(home: ServerHome, folder: Path, private: bytes | None) -> 
         written.append(folder / "client.key")
         write_secret(written[1], private)
     return written
+
+
+def remove_credentials(written: Sequence[Path]) -> None:
+    """Removes what was written for a device that is not let in, and its folder if that is empty."""
+    for path in written:
+        path.unlink()
+    for folder in {path.parent for path in written}:
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def require_name(name: str) -> None:

@@ -44,9 +44,10 @@ class FlowerRun:
 
 @dataclass(frozen=True)
 class Node:
-    """A SuperNode that the server knows."""
+    """A SuperNode that the server knows; without TLS it has no name."""
 
     id: int
+    name: str
     status: str
 
 
@@ -132,7 +133,7 @@ class Remote:
 
         with answered(self.connection):
             found = self._control.ListNodes(ListNodesRequest()).nodes_info
-        return [Node(node.node_id, node.status) for node in found]
+        return [Node(node.node_id, node.name, node.status) for node in found]
 
     def folders(self) -> list[dict[str, Any]]:
         """Returns the runs in the server's state folder: `run`, `status`, `bytes`."""

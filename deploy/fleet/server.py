@@ -20,7 +20,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from deploy.fleet.certificates import belong_together, covers, expiry
 from deploy.fleet.connection import (
@@ -30,7 +29,7 @@ from deploy.fleet.connection import (
     open_control,
     open_http,
 )
-from deploy.fleet.disk import bound_log
+from deploy.fleet.disk import bound_log, full_disk
 from deploy.fleet.health import Health, HealthAddress
 from deploy.fleet.home import Running, ServerHome, prepare_home, write_secret
 from deploy.fleet.launch import changed, ended, secret_options, start, superexec_options
@@ -149,6 +148,7 @@ class _Supervisor:
         self._shown: object = None  # when the certificate that the SuperLink shows was written
         self._registered: object = None  # when the keys that Flower knows were mounted
         self._asked = 0.0
+        self._is_full = False
         self._ready = False
 
     def run(self) -> None:
@@ -158,7 +158,7 @@ class _Supervisor:
         while not self._stop.within(0):
             begun = time.monotonic()
             self._note(self._running)
-            why = self._watch(first=first)
+            why = self._watched(first=first)
             self._health.beat(ready=False)
             if why is None:
                 return
@@ -169,6 +169,14 @@ class _Supervisor:
             self._say(f"{why}; it is started anew in {backoff:g} s")
             self._stop.within(backoff)
             backoff = min(2 * backoff, _LONGEST_BACKOFF_S)
+
+    def _watched(self, *, first: bool) -> str | None:
+        try:
+            return self._watch(first=first)
+        except OSError as error:  # a full disk may have room again later
+            if first:
+                raise
+            return f"{error.filename or self._home.path}: {error.strerror}"
 
     def _watch(self, *, first: bool) -> str | None:
         """Runs Flower's two processes; returns why they end, None when the server is to stop."""
@@ -183,7 +191,7 @@ class _Supervisor:
         while not self._stop.within(0.5 if is_up else 0.1):
             if (why := ended(processes)) is not None:
                 if first and not is_up:
-                    raise ServerError(f"{why}: {_last(self._home.log)}")
+                    raise ServerError(f"{why}: {_last(self._home)}")
                 return why
             if not is_up and self._answers():
                 is_up = True
@@ -232,7 +240,14 @@ class _Supervisor:
         if time.monotonic() - self._asked > _ASK_S:
             self._asked = time.monotonic()
             self._ready = self._answers()
+            self._look_at_disk()
         return self._ready
+
+    def _look_at_disk(self) -> None:
+        full = full_disk(self._home.path)
+        if full and not self._is_full:
+            self._say(f"{full}: until then runs may fail")
+        self._is_full = full is not None
 
     def _answers(self) -> bool:
         with (
@@ -327,6 +342,8 @@ def _shown(home: ServerHome) -> object:
     return changed(home.certificate), changed(home.token_file)
 
 
-def _last(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return f"{one_line(lines[-1]) if lines else 'it said nothing'} (see {log})"
+def _last(home: ServerHome) -> str:
+    if full := full_disk(home.path):
+        return full
+    lines = [line for line in home.log.read_text(errors="replace").splitlines() if line.strip()]
+    return f"{one_line(lines[-1]) if lines else 'it said nothing'} (see {home.log})"

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from deploy.fleet.connection import NotReached
 from server.event_log import EVENTS, Ended, read_event
 from server.events import Event, Notice, Observer, RoundFinished
 from shared_models.config import Config, to_toml
@@ -61,6 +62,16 @@ class Submission:
     flower_run: int
     ca: str | None = None
     token: str | None = None
+
+    @property
+    def ca_file(self) -> Path | None:
+        """The server's ca.pem, None without TLS."""
+        return None if self.ca is None else Path(self.ca)
+
+    @property
+    def token_file(self) -> Path | None:
+        """The operator's token."""
+        return None if self.token is None else Path(self.token)
 
     def save(self, folder: Path) -> None:
         """Writes it to the run folder; there is nothing secret in it, only where that is."""
@@ -117,7 +128,7 @@ def submit(remote: Runs, config: Config, run: str, folder: Path) -> Submission:
     try:
         _write(config, text, submission, folder)
         return _started(remote, submission, text, folder, resume=False)
-    except (InputError, OSError):  # a server that does not answer may have started it all the same
+    except (InputError, NotReached, OSError):  # else it may have begun, and the answer was lost
         _clear(folder, is_new=is_new)
         raise
 
