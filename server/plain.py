@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from server.events import Event, Notice, RoundFinished, StageStarted, Waiting
 from server.records import Failure, RoundRecord
+
+_SHOWN = 3
 
 
 def print_event(event: Event) -> None:
@@ -53,10 +55,25 @@ def describe_round(record: RoundRecord) -> str:
         parts.append(describe_clients(record.clients_eval))
     parts.append(f"{record.seconds.total:.1f} s")
     parts += [told for told in (describe_losses(record),) if told]
-    failures = unexplained(record)
-    parts += [f"client {f.client_id} {f.status}: {f.reason}" for f in failures[:3]]
-    parts += [f"and {len(failures) - 3} more"] if len(failures) > 3 else []
+    parts += _describe_failures(unexplained(record))
     return f"{record.stage} {record.round}: " + ", ".join(parts)
+
+
+def _describe_failures(failures: Sequence[Failure]) -> list[str]:
+    """Returns e.g. `clients 3, 7 failed: no reply within 60 s`; a reason is told once."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for failure in failures:
+        alike.setdefault((failure.status, failure.reason), []).append(failure.client_id)
+    told = [f"{_clients(ids)} {how}: {why}" for (how, why), ids in list(alike.items())[:_SHOWN]]
+    left = sum(len(ids) for ids in list(alike.values())[_SHOWN:])
+    return [*told, f"and {left} more"] if left else told
+
+
+def _clients(ids: Sequence[int]) -> str:
+    if len(ids) == 1:
+        return f"client {ids[0]}"
+    more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+    return f"clients {', '.join(map(str, ids[:_SHOWN]))}{more}"
 
 
 def describe_losses(record: RoundRecord) -> str:

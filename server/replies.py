@@ -25,6 +25,13 @@ _TIMED_OUT = frozenset(
 )
 # What of Flower or below it went wrong is no client's fault: the run ends, and can go on.
 _TRANSPORT = frozenset({"httpx", "httpcore", "h11", "ssl", "socket"})
+# In Flower's words the owner of a run would look for a node, or for a message.
+_IN_OUR_WORDS = {
+    ErrorCode.MESSAGE_UNAVAILABLE: "its device took no message in time",
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE: "its device's reply came too late",
+    ErrorCode.NODE_UNAVAILABLE: "its device is not connected any more",
+    ErrorCode.CLIENT_APP_CRASHED: "the process on its device died",
+}
 _OURS = {"InputError", "ConfigError", "DataError", "UpdateError", "EngineError", "TrainerFailed"}
 
 
@@ -90,6 +97,8 @@ def failure_of(answer: Message) -> BlockFailure:
 
 def reason_of(answer: Message) -> str:
     """Returns why a node did not answer, without what Flower wraps around an exception."""
+    if known := _IN_OUR_WORDS.get(answer.error.code):
+        return known
     reason = (answer.error.reason or "").strip()
     if found := re.fullmatch(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", reason, re.DOTALL):
         name, text = found.groups()

@@ -56,6 +56,8 @@ def test_the_builtin_config_is_valid() -> None:
         ("data.partition=idd", "'data.partition' must be 'iid', 'shards'"),
         ("stages.train.kind=trian", "'stages.train.kind' must be one of: train, finetune, "),
         ("data=3", "'data' must be"),
+        ("stages.train.objective=fedproxx", "got 'fedproxx'; did you mean 'fedprox'?"),
+        ("stages.train.objective=x", "'stages.train.objective' must be 'fedavg', 'fedprox', "),
         ("stages=[]", "stages: at least one is needed"),
         ("seed=-1", "'seed' must be greater than or equal to 0"),
         (f"seed={2**64}", "'seed' must be less than"),
@@ -88,6 +90,13 @@ def test_contradictions_are_refused_in_the_users_own_keys(
     overrides: list[str], message: str
 ) -> None:
     assert message in refused(DIGITS, *overrides)
+
+
+def test_several_mistakes_are_told_at_once_the_misspelt_key_first() -> None:
+    told = refused(DIGITS, "stages.train.rounds=0", "engine=rai", "sede=1", "seed=-1", "workers=0")
+    assert told.startswith("my.toml: unknown key 'sede'; did you mean 'seed'?; key 'seed' must be ")
+    assert "did you mean 'ray'?" in told
+    assert told.endswith(" (and 2 more)")
 
 
 PERSONAL = "stages.train.personal=['head.']"

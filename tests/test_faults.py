@@ -384,6 +384,9 @@ def test_a_line_for_people_counts_the_lost_and_explains_what_nobody_injected() -
     record = replace(record, failures=(*record.failures, real), clients_late=2)
     line = describe_round(record)
     assert line.endswith(" s, 2 failed, 2 late, 1 refused, client 5 failed: OSError: unplugged")
+    alike = tuple(Failure(k, "failed", "no reply within 9 s") for k in (2, 3, 6, 7))
+    line = describe_round(replace(record, failures=(*record.failures, *alike)))
+    assert line.endswith(", clients 2, 3, 6 and 1 more failed: no reply within 9 s")
 
 
 def run_inline(config: Config, path: Path) -> RunFolder:

@@ -124,19 +124,22 @@ def test_nobody_answers_in_the_name_of_another_node() -> None:
     assert found[0] == BlockFailure("the reply is to another message", "refused")
 
 
+RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
 @pytest.mark.parametrize(
-    ("reason", "told"),
+    ("code", "reason", "told"),
     [
-        ("<class 'shared_models.errors.DataError'>:<'no such file'>", "no such file"),
-        ("<class 'ZeroDivisionError'>:<'division by zero'>", "ZeroDivisionError: division by zero"),
-        ("Error: Node Unavailable", "Error: Node Unavailable"),
-        ("", "Flower error 5"),
+        (RAISED, "<class 'shared_models.errors.DataError'>:<'no such file'>", "no such file"),
+        (RAISED, "<class 'ZeroDivisionError'>:<'by zero'>", "ZeroDivisionError: by zero"),
+        (RAISED, "", "Flower error 2"),
+        (ErrorCode.NODE_UNAVAILABLE, "Error: Node", "its device is not connected any more"),
     ],
 )
-def test_flowers_reasons_are_unwrapped(reason: str, told: str) -> None:
+def test_flowers_reasons_are_unwrapped(code: int, reason: str, told: str) -> None:
     PostOffice({})  # makes this process one that may make messages
     question = Message(RecordDict(), 7, "query.x")
-    assert reason_of(Message(Error(ErrorCode.NODE_UNAVAILABLE, reason), reply_to=question)) == told
+    assert reason_of(Message(Error(code, reason), reply_to=question)) == told
 
 
 ROUNDS = ("stages.train.rounds=2",)

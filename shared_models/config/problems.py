@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +15,9 @@ from shared_models.config.run import Config
 from shared_models.config.stages import KINDS, stage_name
 from shared_models.config.tables import Table
 from shared_models.errors import did_you_mean
+
+_SHOWN = 3
+_BRANCH = re.compile(r"literal\[")
 
 # What TOML's users call it, where pydantic says it in the words of Python.
 _IN_OUR_WORDS = {
@@ -30,15 +35,26 @@ def tell(problems: list[Any], values: dict[str, Any]) -> str:
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
     # What is missing may well be what was misspelt.
     others = [p for p in problems if p not in unknown and not (unknown and p["type"] == "missing")]
-    told = unknown + others
-    more = f" (and {len(told) - 1} more)" if len(told) > 1 else ""
-    return _explain(told[0], values) + more
+    told = [_explain(place, alike, values) for place, alike in _by_place(unknown + others)]
+    more = f" (and {len(told) - _SHOWN} more)" if len(told) > _SHOWN else ""
+    return "; ".join(told[:_SHOWN]) + more
 
 
-def _explain(problem: Any, values: Mapping[str, Any]) -> str:
-    location = list(problem["loc"])
-    if len(location) > 2 and location[0] == "stages":
-        del location[2]  # pydantic puts the kind of the stage there
+def _by_place(problems: Iterable[Any]) -> list[tuple[tuple[Any, ...], list[Any]]]:
+    """Groups what is said of one key: pydantic says something for each branch of a union."""
+    found: dict[tuple[Any, ...], list[Any]] = {}
+    for problem in problems:
+        place = list(problem["loc"])
+        if len(place) > 2 and place[0] == "stages":
+            del place[2]  # pydantic puts the kind of the stage there
+        if _BRANCH.search(str(place[-1:])):
+            del place[-1]
+        found.setdefault(tuple(place), []).append(problem)
+    return list(found.items())
+
+
+def _explain(location: Sequence[Any], problems: Sequence[Any], values: Mapping[str, Any]) -> str:
+    problem = problems[0]
     key = _key(location, values)
     kind, given = problem["type"], problem["input"]
     if kind == "extra_forbidden":
@@ -54,10 +70,25 @@ def _explain(problem: Any, values: Mapping[str, Any]) -> str:
     if kind.startswith("union_tag"):
         kinds = ", ".join(KINDS)
         return f"key {key + '.kind'!r} must be one of: {kinds}"
+    return f"key {key!r} must be {_wanted(kind, problems, given)}"
+
+
+def _wanted(kind: str, problems: Sequence[Any], given: object) -> str:
     if kind == "tuple_type" and isinstance(given, str):
-        return f"key {key!r} must be a list, like {json.dumps([given])}"
-    message = _IN_OUR_WORDS.get(kind, problem["msg"].removeprefix("Input should be "))
-    return f"key {key!r} must be {message}, got {given!r}"
+        return f"a list, like {json.dumps([given])}"
+    if kind == "literal_error":
+        return _choice(problems, given)
+    told = problems[0]["msg"].removeprefix("Input should be ")
+    return f"{_IN_OUR_WORDS.get(kind, told)}, got {given!r}"
+
+
+def _choice(problems: Sequence[Any], given: object) -> str:
+    """Returns what a key may be, what it is, and the word that may have been meant."""
+    told = " or ".join(str(p["ctx"]["expected"]) for p in problems if "expected" in p["ctx"])
+    *first, last = re.findall(r"'[^']*'", told) or [told]
+    valid = f"{', '.join(first)} or {last}" if first else last
+    near = difflib.get_close_matches(f"'{given}'", [*first, last], n=1, cutoff=0.6)
+    return f"{valid}, got {given!r}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _key(location: Iterable[Any], values: Mapping[str, Any]) -> str:
