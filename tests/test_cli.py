@@ -103,6 +103,7 @@ def test_data_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert answer(capsys, "data", "fetch", "digits")["path"].endswith(".whl")
     told = answer(capsys, "data", "info", "digits", "--partition", "shards", "--clients", "20")
     assert (told["clients"], told["train"], told["test"]) == (20, 1438, 359)
+    assert told["values"] == [0.0, 16.0]
     assert all(sum(1 for n in row if n) <= 4 for row in told["histograms"].values())
 
 

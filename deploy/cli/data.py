@@ -17,6 +17,8 @@ from shared_models.datasets.fetch import cache_folder, fetch
 from shared_models.datasets.load import load_dataset
 from shared_models.errors import InputError, did_you_mean
 
+_LOOKED_AT = 1000  # examples: some datasets are made as they are read
+
 app = typer.Typer(help="List, fetch and inspect datasets.", no_args_is_help=True)
 
 _Root = Annotated[
@@ -134,6 +136,7 @@ def _describe(
     highest = 0 if dataset.train.holds_boxes else int(dataset.train.y.max())
     width = max(len(labels), highest + 1)
     shown = whole.client_ids[:show].tolist()
+    some = np.asarray(dataset.train.x[np.arange(min(len(dataset.train), _LOOKED_AT))])
     counts = label_counts(dataset.train, whole, width, shown)
     sizes = whole.sizes()
     return {
@@ -141,7 +144,8 @@ def _describe(
         "sha256": dataset.digest(),
         "train": len(dataset.train),
         "test": len(dataset.test) if dataset.test else 0,
-        "shape": list(dataset.train.x[np.arange(1)].shape[1:]),
+        "shape": list(some.shape[1:]),
+        "values": [float(some.min()), float(some.max())],
         "labels": list(labels) or [str(label) for label in range(width)],
         "partition": data.partition,
         "clients": len(whole),
@@ -160,7 +164,7 @@ def _print(told: dict[str, Any]) -> None:
     sizes = told["examples_per_client"]
     print(
         f"{told['name']}: {told['train']} training and {told['test']} test examples "
-        f"of {told['shape']}"
+        f"of {told['shape']}, values from {told['values'][0]:.4g} to {told['values'][1]:.4g}"
     )
     print(f"sha256 {told['sha256']}")
     print(
