@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from clients.partitions import partition
+from deploy.cli import run
+from deploy.edge.card import Card
+from deploy.edge.predict import read_input
 from shared_models.config import parse_data
 from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_dataset
-from shared_models.datasets.sentiment import DOMAINS, VOCABULARY, WINDOW, tokens_of, vocabulary_of
-from shared_models.errors import ConfigError, DataError, InputError
+from shared_models.datasets.sentiment import DOMAINS, VOCABULARY, WINDOW, vocabulary_of
+from shared_models.errors import ConfigError, DataError, ExportError, InputError
+from shared_models.inputs import InputSpec
 from shared_models.models.text import text_lstm, text_rnn
+from shared_models.words import tokens_of
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -71,3 +82,53 @@ def test_what_cannot_be_dealt_out_is_named(sentiment: Dataset) -> None:
 def test_ten_classes_make_the_head_larger() -> None:
     counts = [sum(p.numel() for p in make(10).parameters()) for make in (text_rnn, text_lstm)]
     assert counts == [2_610_698, 2_758_922]
+
+
+WORDS = Card(("bad", "good"), InputSpec((4,), "int64", tokens=5), words="fine film !")
+
+
+def test_a_model_of_words_is_told_a_text_its_file_or_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "A fine FILM!\n\nfilm\n"
+    (tmp_path / "two.txt").write_text(lines)
+    (tmp_path / "tokens.csv").write_text("0,0,2,1\n")
+    both = [[1, 2, 3, 4], [0, 0, 0, 3]]
+    assert read_input("A fine film!", WORDS).tolist() == both[:1]
+    assert read_input(str(tmp_path / "two.txt"), WORDS).tolist() == both
+    assert read_input(str(tmp_path / "tokens.csv"), WORDS).tolist() == [[0, 0, 2, 1]]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines.encode())))
+    assert read_input("-", WORDS).tolist() == both
+
+
+def test_a_text_that_is_none_and_words_that_are_too_many_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no\.txt: there is no such file"):
+        read_input(str(tmp_path / "no.txt"), WORDS)
+    with pytest.raises(InputError, match="has no text"):
+        read_input("  ", WORDS)
+    with pytest.raises(ExportError, match="more words than tokens"):
+        read_input("a film", Card(WORDS.labels, WORDS.input, words="a b c d"))
+
+
+@pytest.mark.slow
+def test_a_file_alone_reads_texts(
+    sentiment: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["stages.train.rounds=1", "plan.trainer=reused", "data.max_examples_per_client=50"]
+    few += ['stages.export.quantize=["none"]', "stages.export.max_score_drop=1.0"]
+    options = [word for setting in few for word in ("-s", setting)]
+    config = str(ROOT / "examples" / "text-rnn.toml")
+    assert run(["simulate", config, "--out", str(tmp_path / "run"), *options]) == 0
+    known = sentiment.words.split()
+    (tmp_path / "alone").mkdir()
+    for name in ("model-fp32.onnx", "model-fp32.tflite"):
+        file = str(tmp_path / "alone" / name)
+        shutil.copy(tmp_path / "run" / "export" / name, file)
+        tokens = tokens_of([("a", "dull", "film", ".")], known, WINDOW)
+        np.save(tmp_path / "tokens.npy", tokens)
+        told = []
+        for source in ("A dull film.", str(tmp_path / "tokens.npy")):
+            capsys.readouterr()
+            assert run(["predict", file, "--input", source, "--json"]) == 0
+            told.append(json.loads(capsys.readouterr().out))
+        assert told[0] == told[1]

@@ -27,7 +27,9 @@ def predict(
     file: Path,
     source: Annotated[
         str,
-        typer.Option("--input", help="npz, npy, CSV, an image or a text; - is standard input."),
+        typer.Option(
+            "--input", help="npz, npy, CSV, an image, a text or its file; - is standard input."
+        ),
     ],
     top: Annotated[int, typer.Option(min=1, help="So many labels of each example.")] = 3,
     invert: Annotated[bool, typer.Option(help="Make black of an image's white.")] = False,

@@ -66,6 +66,7 @@ class Artefact:
     not_tried: tuple[str, ...]
     gate: Gate
     passed: bool
+    words: str = ""
 
     @property
     def parity(self) -> Parity:

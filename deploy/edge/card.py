@@ -16,16 +16,20 @@ from shared_models.inputs import InputSpec
 
 @dataclass(frozen=True)
 class Card:
-    """The meaning of a file's outputs and of its input."""
+    """The meaning of a file's outputs and of its input.
+
+    `words`: what tokens 2, 3, ... are, with spaces between; empty for what takes no words.
+    """
 
     labels: tuple[str, ...]
     input: InputSpec
     answer: Answer = "classes"
+    words: str = ""
 
 
 def card_of(described: Artefact) -> Card:
     """Returns what of a description a prediction needs."""
-    return Card(described.labels, described.input, described.answer)
+    return Card(described.labels, described.input, described.answer, described.words)
 
 
 def read_card(path: Path) -> Card:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,10 @@ from deploy.edge.examples import is_text, parse_examples, parse_text, read_bytes
 from deploy.edge.runtimes import Floats, Predict
 from shared_models.boxes import NUMBERS, decode
 from shared_models.errors import ExportError, InputError
+from shared_models.words import tokens_of, words_in
+
+_NUMBERS = re.compile(rb"\s*\d[\d,.\s]*")  # tokens as CSV
+_MOST_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -116,18 +122,30 @@ def evaluate(predict: Predict, card: Card, raw: NDArray[Any]) -> list[Values]:
 
 
 def read_input(source: str, card: Card, *, invert: bool = False) -> NDArray[Any]:
-    """Returns raw examples from a file or standard input; a text, if the model takes characters."""
-    content = read_bytes(source)
+    """Returns raw examples: of a file, of standard input, or of `source` itself if it is a text.
+
+    A model of words takes one text a line.
+    """
+    content = _read(source, card)
     if takes_text(card) and is_text(content):
         return encode(card, parse_text(content, source))
+    if card.words and is_text(content) and not _NUMBERS.fullmatch(content):
+        return encode_words(card, parse_text(content, source).splitlines())
     return parse_examples(content, source, card.input, invert=invert)
 
 
 def read_prompt(source: str, card: Card) -> str:
     """Returns the text to go on with; `InputError` when the model does not predict characters."""
     if not takes_text(card):
-        raise InputError("this model does not take text: its labels are not characters")
-    return parse_text(read_bytes(source), source)
+        raise InputError("this model does not take text: it tells no characters")
+    return parse_text(_read(source, card), source)
+
+
+def _read(source: str, card: Card) -> bytes:
+    """Returns a content, or the text that `source` is: a name without a space is that of a file."""
+    if " " in source and (card.words or takes_text(card)) and not Path(source).is_file():
+        return source.encode()
+    return read_bytes(source)
 
 
 def takes_text(card: Card) -> bool:
@@ -143,6 +161,16 @@ def encode(card: Card, text: str) -> NDArray[np.int64]:
     window = card.input.shape[-1]
     tokens = [places.get(character, blank) for character in text[-window:]]
     return np.array([[blank] * (window - len(tokens)) + tokens], np.int64)
+
+
+def encode_words(card: Card, texts: Sequence[str]) -> NDArray[np.int64]:
+    """Returns tokens `(n, window)` of the texts that are not empty."""
+    words, known = [words_in(text) for text in texts if text.strip()], card.words.split()
+    if not words:
+        raise InputError("--input: has no text")
+    if len(known) + 2 > min(card.input.tokens, _MOST_TOKENS):
+        raise ExportError("the file is damaged: it has more words than tokens")
+    return tokens_of(words, known, card.input.shape[-1]).astype(np.int64)
 
 
 def generate(predict: Predict, card: Card, prompt: str, how: Sampling) -> Iterator[str]:

@@ -19,7 +19,7 @@ from deploy.export.calibration import Calibration, calibration_of
 from deploy.export.formats import FORMATS, choose, export
 from deploy.export.formats.metadata import fill_in, reserve
 from deploy.export.formats.source import Made, Source
-from deploy.export.shipping import Shipped, reference_of, shipped
+from deploy.export.shipping import Shipped, reference_of, shipped, words_of
 from server.run_folder import UNFINISHED, RunFolder
 from shared_models.arrays import load_arrays
 from shared_models.config import ExportStage
@@ -60,6 +60,7 @@ class Subject:
     origin: Origin
     calibration: Calibration
     reference: Reference
+    words: str
 
 
 def export_run(
@@ -108,6 +109,7 @@ def _load_subject(folder: RunFolder, stage: ExportStage) -> Subject:
         origin,
         calibration_of(folder, stage, task, origin.weights_sha256),
         reference_of(config, stage, task, ours),
+        words_of(config, task),
     )
 
 
@@ -193,6 +195,7 @@ def _told(subject: Subject, written: Written) -> dict[str, Any]:
         "answer": task.answer,
         "labels": task.labels,
         "input": subject.shipped.input,
+        "words": subject.words,
         **asdict(subject.origin),
     }
 

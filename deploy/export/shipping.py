@@ -12,7 +12,8 @@ from torch import nn
 from deploy.edge.reference import Reference, meaning_of
 from server.evaluation import evaluation_split
 from shared_models.config import Config, ExportStage
-from shared_models.errors import ExportError
+from shared_models.datasets.load import load_task_data
+from shared_models.errors import DataError, ExportError, InputError
 from shared_models.inputs import InputSpec
 from shared_models.randomness import generator
 from shared_models.task import Task
@@ -57,6 +58,19 @@ def reference_of(config: Config, stage: ExportStage, task: Task, ours: Shipped) 
     x = split.x[spread]
     targets = targets_of(task, ours.input.prepare(x), split.y[spread])
     return Reference(x, targets, _said(ours, x), task.answer, meaning)
+
+
+def words_of(config: Config, task: Task) -> str:
+    """Returns the vocabulary of the tokens that were trained on, with spaces between.
+
+    Empty where a task takes no words, or where the data is with the clients alone.
+    """
+    if task.input.dtype != "int64":
+        return ""
+    try:
+        return load_task_data(task, config.data.name, config.data.root).words
+    except (DataError, InputError):
+        return ""
 
 
 def targets_of(

@@ -107,12 +107,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training split, a test split where there is one, and the names of its natural clients."""
+    """A training split, a test split where there is one, and the names of its natural clients.
+
+    `words`: what tokens 2, 3, ... are, with spaces between; empty where examples are no texts.
+    """
 
     name: str
     train: Split
     test: Split | None
     client_names: tuple[str, ...] = ()
+    words: str = ""
 
     def digest(self) -> str:
         """Returns a sha256 over the content of both splits: equal data, equal digest."""

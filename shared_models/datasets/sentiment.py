@@ -8,20 +8,18 @@ the test set: none of them is trained on.
 
 from __future__ import annotations
 
-import html
 import io
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shared_models.datasets.archive import Archive
 from shared_models.datasets.dataset import Dataset, Split
 from shared_models.errors import DataError
+from shared_models.words import tokens_of, words_in
 
 DOMAINS = (
     "amazonReviewSnippets",
@@ -31,10 +29,7 @@ DOMAINS = (
 )
 MEMBER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 VOCABULARY = 10_000  # tokens, with the two that are no words
-PADDING, UNKNOWN = 0, 1
 WINDOW = 40  # 95 of 100 texts are no longer
-
-_WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)*|[^\sa-z0-9]")
 
 
 class Text(NamedTuple):
@@ -44,15 +39,6 @@ class Text(NamedTuple):
     positive: bool
     domain: int
     held_out: bool
-
-
-def words_in(text: str) -> tuple[str, ...]:
-    """Returns lower-case words, and every other character by itself.
-
-    >>> words_in("Don&#39;t   worry :)")
-    ("don't", 'worry', ':', ')')
-    """
-    return tuple(_WORD.findall(html.unescape(text).lower()))
 
 
 def vocabulary_of(texts: Iterable[Sequence[str]], size: int = VOCABULARY) -> tuple[str, ...]:
@@ -66,25 +52,6 @@ def vocabulary_of(texts: Iterable[Sequence[str]], size: int = VOCABULARY) -> tup
     return tuple(word for word, _ in ranked[: size - 2])
 
 
-def tokens_of(
-    texts: Sequence[Sequence[str]], vocabulary: Sequence[str], window: int = WINDOW
-) -> NDArray[np.uint16]:
-    """Returns tokens `(n, window)`: 0 before a short text, 1 for words that are not known.
-
-    Of a long text the first words are kept. Padding comes first, so that a model's last state is
-    that after the last word.
-
-    >>> tokens_of([("a", "b", "x")], ("a", "b"), window=4).tolist()
-    [[0, 2, 3, 1]]
-    """
-    places = {word: place for place, word in enumerate(vocabulary, UNKNOWN + 1)}
-    tokens = np.full((len(texts), window), PADDING, np.uint16)
-    for row, words in zip(tokens, texts, strict=True):
-        if kept := [places.get(word, UNKNOWN) for word in words[:window]]:
-            row[-len(kept) :] = kept
-    return tokens
-
-
 def read_sentiment(archive: Archive) -> Dataset:
     """Reads tokens `(n, 40)`; the vocabulary is made from the training texts alone."""
     # The archive gunzips what it reads: what is left is a tar.
@@ -93,7 +60,7 @@ def read_sentiment(archive: Archive) -> Dataset:
     train = [text for text in texts if not text.held_out]
     known = vocabulary_of(text.words for text in train)
     test = [text for text in texts if text.held_out]
-    return Dataset("sentiment", _split(train, known), _split(test, known), DOMAINS)
+    return Dataset("sentiment", _split(train, known), _split(test, known), DOMAINS, " ".join(known))
 
 
 def _texts(inner: tarfile.TarFile, domain: int) -> Iterable[Text]:
@@ -113,7 +80,7 @@ def _texts(inner: tarfile.TarFile, domain: int) -> Iterable[Text]:
 
 def _split(texts: Sequence[Text], vocabulary: Sequence[str]) -> Split:
     return Split(
-        tokens_of([text.words for text in texts], vocabulary),
+        tokens_of([text.words for text in texts], vocabulary, WINDOW),
         np.array([text.positive for text in texts], np.int64),
         np.array([text.domain for text in texts], np.int64),
     )
