@@ -42,6 +42,7 @@ from deploy.fleet.registry import add_client, describe_clients, remove_client
 from deploy.fleet.run_files import GrowingFile, run_file
 from deploy.fleet.superexec import Launcher
 from deploy.fleet.superlink import Doors
+from server.fleet_register import Register, Registered, read_register, write_register
 from shared_models.client_states import FILE_NAME
 from shared_models.errors import InputError, ServerError
 from shared_models.files import locked
@@ -487,7 +488,9 @@ def test_all_that_it_started_ends_with_it(
 def test_without_tls_only_here_and_with_the_same_token(home: ServerHome) -> None:
     (health_port,) = free_ports(1)
     options = ("--insecure", "--host", "127.0.0.1", "--health-port", str(health_port))
+    write_register(home.path, Register({7: Registered("of a time with keys", (0,))}))
     with started(home, *options) as server:
+        assert read_register(home.path) == Register()
         with grpc.insecure_channel(f"127.0.0.1:{health_port}") as channel:
             told = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
         assert told.status == health_pb2.HealthCheckResponse.SERVING

@@ -13,10 +13,11 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deploy.fleet.certificates import Signed, make_certificate
-from deploy.fleet.home import ServerHome, create_home
+from deploy.fleet.home import ServerHome, create_home, renew_certificate
 from shared_models.files import sha256_of
 from tests.fleet_processes import (
     Fleet,
@@ -25,7 +26,7 @@ from tests.fleet_processes import (
     wait_for_training,
     worker_of,
 )
-from tests.test_fleet_client import wait_for
+from tests.test_fleet_client import wait_for, words_of
 from tests.test_fleet_server import WILDFLOWER
 
 pytestmark = pytest.mark.slow
@@ -95,6 +96,27 @@ def test_a_superlink_killed_in_a_run_costs_no_bit(fleet: Fleet) -> None:
     command = (WILDFLOWER, "simulate", "--plan", run.home / "manifest.json", "--out", again)
     subprocess.run(command, check=True, capture_output=True)
     assert sha256_of(again / "model.safetensors") == sha256_of(run.home / "model.safetensors")
+
+
+def test_a_renewal_waits_for_the_run_whose_token_is_on_no_command_line(fleet: Fleet) -> None:
+    with (
+        fleet.device("zero", "0"),
+        fleet.device("one", "1"),
+        fleet.submitted(rounds(3), LONG) as run,
+    ):
+        run.reach(1)
+        server = psutil.Process(fleet.server.process.pid)
+        apps = [
+            words
+            for p in server.children(recursive=True)
+            if "flwr-serverapp" in str(words := words_of(p))
+        ]
+        assert [("--token-file" in words, "--token" in words) for words in apps] == [(True, False)]
+        before = fleet.server.superlink()
+        renew_certificate(fleet.server.home, [], 30)
+        run.complete(3)
+        assert "submitted again" not in run.said()
+    wait_for(lambda: fleet.server.superlink() not in (None, before), 60)
 
 
 # A device whose owner changed what it sends. Its hello is honest.

@@ -36,6 +36,7 @@ from deploy.fleet.launch import changed, ended, secret_options, start, superexec
 from deploy.fleet.processes import adopt_orphans, end_descendants, has_children, reap
 from deploy.fleet.registry import Change, client_names, reconcile, retired
 from deploy.fleet.stopping import Stop, stop_on_signals
+from server.fleet_register import Register, write_register
 from shared_models.errors import InputError, Interrupted, ServerError, WildflowerError, one_line
 from shared_models.files import locked
 
@@ -260,7 +261,9 @@ class _Supervisor:
 
     def _begin(self, pid: int) -> dict[str, subprocess.Popen[bytes]]:
         """Starts the SuperExec of a SuperLink that answers, and says that the server is up."""
-        if not self._listen.insecure:
+        if self._listen.insecure:
+            write_register(self._home.path, Register())  # without keys nobody is known
+        else:
             self._registered = changed(self._home.clients)
             self._reconcile()  # who is told that the server is up finds its clients registered
         processes = {}
