@@ -18,7 +18,7 @@ from shared_models.objectives import Extras
 from shared_models.objectives.distill import extras_of
 from shared_models.pruning import pruned
 from shared_models.randomness import generator
-from shared_models.stage_task import cut_of, stage_task
+from shared_models.stage_task import cut_of, stage_task, task_before
 from shared_models.task import Task
 
 Made: TypeAlias = Callable[[TrainStage], Arrays]
@@ -43,7 +43,7 @@ def begun(config: Config, stage: TrainStage, made: Made) -> Beginning:
         return Beginning(in_dtype(task.build(config.seed), dtype), {})
     if stage.student is None:
         return Beginning(handed_over(stage, task, before, config.seed), {})
-    teacher = stage_task(config, config.stages[config.stages.index(stage) - 1].name).build(0)
+    teacher = task_before(config, stage.name).build(0)
     extras = extras_of({name: before[name] for name in teacher})
     return Beginning(in_dtype(_new(stage, task, config.seed), dtype), extras)
 

@@ -11,11 +11,13 @@ from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError, InputError
 from shared_models.files import sha256_of
 from shared_models.init_weights import init_file
-from shared_models.stage_task import stage_task
+from shared_models.stage_task import stage_task, task_before
 
 
 def initial(config: Config) -> Arrays:
     """Returns all arrays of the first stage, in the plan's dtype; none where `init` names nothing.
+
+    Of a stage that distills these are its teacher's.
 
     What the stage resets, or does not take, is in it with weights of no meaning. Raises
     `InputError` when the file is not here, is not the one that the run began with, or does not fit.
@@ -33,7 +35,8 @@ def initial(config: Config) -> Arrays:
     except CheckpointError as error:
         raise InputError(f"init: {error}") from None
     stage = config.learning_stages[0]
-    own = stage_task(config, stage.name).build(config.seed)
+    task = task_before if stage.student else stage_task
+    own = task(config, stage.name).build(config.seed)
     taken = {name: _fitting(path, arrays, name, own) for name in own if _is_taken(stage, name)}
     return in_dtype({**own, **taken}, getattr(torch, config.plan.dtype))
 

@@ -39,6 +39,16 @@ def stage_task(config: Config, stage_name: str) -> Task:
     return task
 
 
+def task_before(config: Config, stage_name: str) -> Task:
+    """Returns the task of the stage before, the run's own before the first: who teaches a student.
+
+    With `init` that is the task whose weights the run begins with.
+    """
+    names = [stage.name for stage in config.stages]
+    place = names.index(stage_name)
+    return stage_task(config, names[place - 1]) if place else load_task(config.task)
+
+
 def final_task(config: Config) -> Task:
     """Returns the task whose model a run ends with."""
     return stage_task(config, config.stages[-1].name)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deploy.cli import run
-from server.robustness import make_attacked
+from server.robustness import attacked_of, make_attacked
 from server.run_folder import RunFolder
 from shared_models.arrays import load_arrays, roles_of
 from shared_models.config import parse_config
@@ -103,13 +103,26 @@ def test_workers_change_no_byte(tmp_path: Path) -> None:
     assert sha256_of(tmp_path / "ray" / "model.safetensors") == alone
 
 
-def test_tokens_cannot_be_attacked_and_keys_say_what_they_are_for() -> None:
-    config = parse_config(ADVERSARIAL, "x")
-    assert config.learning_stages[0].adversarial_steps == 7
-    text = load_task("text-rnn")
-    ground = Ground(text, sgd(0.1), by_autograd, roles_of(text.model(), ()))
-    with pytest.raises(InputError, match="takes tokens"):
-        objective_of(config.learning_stages[0], text)(ground)
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("text-rnn", "'text-rnn' takes tokens"),
+        ("mnist-autoencoder", "'mnist-autoencoder' has no labels"),
+        ("mnist-vae", "'mnist-vae' has no labels"),
+        ("mnist-gan", "'mnist-gan' has no labels"),
+    ],
+)
+def test_what_cannot_be_attacked_is_named(name: str, told: str) -> None:
+    config, task = parse_config(ADVERSARIAL + ROBUST, "x"), load_task(name)
+    ground = Ground(task, sgd(0.1), by_autograd, roles_of(task.model(), ()))
+    with pytest.raises(InputError, match=f"objective: 'adversarial' cannot be: task {told}"):
+        objective_of(config.learning_stages[0], task)(ground)
+    with pytest.raises(InputError, match=f"evaluate.adversarial_epsilon: task {told}"):
+        attacked_of(config, task, held_out(), torch.device("cpu"))
+
+
+def test_keys_of_an_attack_say_what_they_are_for() -> None:
+    assert parse_config(ADVERSARIAL, "x").learning_stages[0].adversarial_steps == 7
     with pytest.raises(ConfigError, match="adversarial_epsilon: is missing"):
         parse_config(DIGITS + 'objective = "adversarial"\n', "x")
     with pytest.raises(ConfigError, match="adversarial_steps: contradicts objective 'fedavg'"):

@@ -104,3 +104,19 @@ def test_only_weights_of_another_run_let_a_first_stage_reset_or_finetune(trunk: 
         parse_config(GOES_ON, "x")
     with pytest.raises(ConfigError, match="init_sha256: is for init"):
         parse_config(f'init_sha256 = "{"0" * 64}"\n{DIGITS}', "x")
+
+
+def test_a_student_of_a_run_is_the_student_of_the_stage_that_made_it(tmp_path: Path) -> None:
+    once = DIGITS.replace("rounds = 4", "rounds = 1")
+    head, _, stage = once.partition("[[stages]]")
+    taught = f'[[stages]]{stage}student = "digits-cnn"\n'.replace('"train"', '"distill"')
+    whole, alone = tmp_path / "whole", tmp_path / "alone"
+    whole.mkdir()
+    alone.mkdir()
+    assert simulate(whole, once + taught) == 0
+    text = f'init = "{whole / "run" / "train.safetensors"}"\n{head}{taught}'
+    assert simulate(alone, text) == 0
+    made = {(folder / "run" / "model.safetensors").read_bytes() for folder in (whole, alone)}
+    assert len(made) == 1
+    with pytest.raises(InputError, match=r"init: .* has to have shape"):
+        initial(parse_config(text.replace('task = "digits-cnn"', 'task = "mnist-cnn"'), "x"))

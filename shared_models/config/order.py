@@ -79,8 +79,9 @@ def _calibration_fault(stages: Sequence[Stage], learning: Sequence[int]) -> str 
 
 
 def _first_fault(first: Stage, *, goes_on: bool) -> str | None:
-    if first.kind == "distill" or (first.kind == "finetune" and not goes_on):
-        return f"stages.{first.name}: a {first.kind} stage needs a stage that learns before it"
+    if first.kind in ("distill", "finetune") and not goes_on:
+        told = f"a {first.kind} stage needs a stage that learns before it, or init"
+        return f"stages.{first.name}: {told}"
     if goes_on:
         return None
     given = [key for key in ("takes", "resets") if getattr(first, key, None)]

@@ -28,6 +28,7 @@ from shared_models.gradients import Gradient
 from shared_models.inputs import InputSpec
 from shared_models.objectives import Batch, Ground, Metrics, Noise, Objective
 from shared_models.objectives.local import Local, LocalTraining
+from shared_models.task import as_labelled
 
 if TYPE_CHECKING:
     from shared_models.task import Task
@@ -53,10 +54,12 @@ class Attack:
 
 
 def attack_fault(task: Task) -> str | None:
-    """Returns why a task's examples cannot be moved a little, or None."""
-    if task.input.dtype == "float32":
-        return None
-    return f"task {task.name!r} takes tokens, of which there is no slightly other one"
+    """Returns why nobody can attack a task's examples, or None."""
+    if task.input.dtype != "float32":
+        return f"task {task.name!r} takes tokens, of which there is no slightly other one"
+    if task.target is not as_labelled:
+        return f"task {task.name!r} has no labels that an attack could make its model miss"
+    return None
 
 
 def random_start(generator: np.random.Generator, x: Tensor) -> Tensor:
