@@ -6,13 +6,14 @@ straight through (Bengio et al., "Estimating or propagating gradients through st
 conditional computation", 2013, arXiv 1308.3432, section 4).
 
 Weights are on the grid of the exported files (deploy/export/formats): symmetric, `max|w|` is the
-last step; a scale a channel for convolutions, one for all of a dense layer, one a gate for LSTMs.
+last step; a scale a channel for convolutions, one for each matrix of dense and recurrent layers.
 Activations are on the asymmetric grid of TFLite, in the range of the batch: unlike the paper's
 moving average, that is no state which clients would have to agree on. What a ReLU follows is
 rounded after it, as files fuse the two. Batch normalisation needs no folding where scales are a
 channel's: rounding commutes with scaling a channel.
 
-In a recurrent model only weights are rounded: its files keep states and inputs in floats.
+In a recurrent model only weights are rounded: what its files round of states, each step by its own
+range, is little.
 """
 
 from __future__ import annotations
@@ -35,7 +36,6 @@ Scales: TypeAlias = Literal["exported", "tensor", "channel"]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, ScannedLstm, ScannedRnn)
-_GATES = 4
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,7 @@ class _Rounded(nn.Module):
 def _groups(layer: nn.Module, weights: Tensor, scales: Scales) -> int:
     if scales == "channel" or (scales == "exported" and isinstance(layer, CONVOLUTIONS)):
         return len(weights)
-    recurrent = scales == "exported" and isinstance(layer, (nn.LSTM, ScannedLstm))
-    return _GATES if recurrent else 1
+    return 1
 
 
 def rounding(model: nn.Module, grid: Grid) -> nn.Module:

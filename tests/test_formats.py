@@ -20,8 +20,10 @@ from deploy.edge.metadata import KEY, read_metadata
 from deploy.edge.quiet import quietly
 from deploy.edge.runtimes import is_installed, open_model, runtimes_for
 from deploy.export.formats import FORMATS, choose, export, objection
-from deploy.export.formats.fused import Store, as_float16, as_float32, as_int8, write_fused
+from deploy.export.formats.fused import write_step
 from deploy.export.formats.graph import unpack
+from deploy.export.formats.layers import FLOAT16, FLOAT32, INT8, Stores, as_float32
+from deploy.export.formats.looped import write_looped
 from deploy.export.formats.metadata import fill_in, reserve
 from deploy.export.formats.recurrent import UnknownStructureError, recognise
 from deploy.export.formats.source import Made, Source
@@ -121,8 +123,12 @@ def device(content: bytes) -> Device:
     return Device(interpreter)
 
 
-def fused(model: nn.Module, x: NDArray[Any], store: Store = as_float32) -> bytes:
-    return write_fused(recognise(model), x.shape[1:], store)
+def looped(model: nn.Module, x: NDArray[Any], stores: Stores = FLOAT32) -> bytes:
+    return write_looped(recognise(model), x.shape[1:], stores)
+
+
+def streaming(model: nn.Module, x: NDArray[Any]) -> Device:
+    return device(write_step(recognise(model), x.shape[1:], as_float32))
 
 
 SHAPES = [
@@ -137,26 +143,34 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_fused_writer_computes_what_torch_does(shape: Shape) -> None:
+def test_loops_compute_what_torch_does(shape: Shape) -> None:
     model, x = randomised(Chain(shape)), inputs(shape)
-    told = device(fused(model, x)).all(x)
+    told = device(looped(model, x)).all(x)
     np.testing.assert_allclose(told, torch_says(model, x), atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES[2:4] + SHAPES[5:], ids=str)
-@pytest.mark.parametrize("store", [as_float16, as_int8], ids=["fp16", "int8"])
-def test_smaller_weights_stay_near(shape: Shape, store: Store) -> None:
+@pytest.mark.parametrize("stores", [FLOAT16, INT8], ids=["fp16", "int8"])
+def test_smaller_weights_stay_near(shape: Shape, stores: Stores) -> None:
     model, x = randomised(Chain(shape)), inputs(shape, count=20)
     expected = torch_says(model, x)
-    gap = np.abs(device(fused(model, x, store)).all(x) - expected).max() / np.ptp(expected)
-    assert gap < (0.01 if store is as_float16 else 0.15)
+    gap = np.abs(device(looped(model, x, stores)).all(x) - expected).max() / np.ptp(expected)
+    assert gap < (0.01 if stores is FLOAT16 else 0.15)
+
+
+def test_a_loop_begins_anew_in_each_invocation() -> None:
+    shape = SHAPES[3]
+    model, x = randomised(Chain(shape)), inputs(shape)
+    file = device(looped(model, x))
+    told = np.concatenate([file.feed(one[None]) for one in x])
+    np.testing.assert_allclose(told, torch_says(model, x), atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_stream_ends_where_the_sequence_does(shape: Shape) -> None:
     model, x = randomised(Chain(shape)), inputs(shape)
-    whole = device(fused(model, x)).all(x)
-    stream = device(fused(model, x[:, :1]))
+    whole = device(looped(model, x)).all(x)
+    stream = streaming(model, x)
     for sequence, expected in zip(x, whole, strict=True):
         stream.reset()
         for step in range(shape.time):
@@ -167,7 +181,7 @@ def test_a_stream_ends_where_the_sequence_does(shape: Shape) -> None:
 def test_a_stream_goes_on_until_it_is_reset() -> None:
     shape = Shape(time=6, width=8)
     model, x = randomised(Chain(shape)), inputs(shape, count=2)
-    stream = device(fused(model, x[:, :1]))
+    stream = streaming(model, x)
     both = np.concatenate([x[0], x[1]])
     for row in both:
         told = stream.feed(row[None, None])
@@ -196,12 +210,12 @@ class Simple(Chain):
 
 # The widest of them is chaotic with such weights: rounding grows at every step.
 @pytest.mark.parametrize("shape", SHAPES[:-1], ids=str)
-def test_simple_recurrent_layers_are_fused_too(shape: Shape) -> None:
+def test_simple_recurrent_layers_are_looped_too(shape: Shape) -> None:
     model, x = randomised(Simple(shape)), inputs(shape)
     expected = torch_says(model, x)
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(device(fused(model, x)).all(x) / scale, expected / scale, atol=1e-4)
-    stream = device(fused(model, x[:, :1]))
+    np.testing.assert_allclose(device(looped(model, x)).all(x) / scale, expected / scale, atol=1e-4)
+    stream = streaming(model, x)
     for step in range(shape.time):
         told = stream.feed(x[:1, step : step + 1])
     np.testing.assert_allclose(told[0] / scale, expected[0] / scale, atol=1e-4)
@@ -266,7 +280,7 @@ SMALL = Shape(time=4, width=5)
 
 def test_models_are_told_by_structure() -> None:
     model, x = randomised(Other(SMALL)), inputs(SMALL)
-    np.testing.assert_allclose(device(fused(model, x)).all(x), torch_says(model, x), atol=1e-4)
+    np.testing.assert_allclose(device(looped(model, x)).all(x), torch_says(model, x), atol=1e-4)
     assert len(recognise(model).layers) == 2
     for task in ("watch-lstm", "shakespeare-lstm", "text-rnn", "text-lstm"):
         recognise(load_task(task).model().eval())
@@ -290,7 +304,7 @@ def test_weights_that_diverged_are_refused() -> None:
     model = randomised(Chain(SMALL))
     nn.init.constant_(next(model.lstm.parameters()), torch.nan)  # type: ignore[union-attr]
     with pytest.raises(ExportError, match="training diverged"):
-        fused(model, inputs(SMALL))
+        looped(model, inputs(SMALL))
 
 
 # --- every format ---------------------------------------------------------------------------
@@ -395,7 +409,7 @@ def test_what_cannot_be_made_is_told_before_training(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tflite-fp32", "tflite-dynamic", "onnx-fp32", "onnx-dynamic"])
-def test_what_is_not_fused_is_unrolled_and_says_so(name: str, tmp_path: Path) -> None:
+def test_what_is_not_looped_is_unrolled_and_says_so(name: str, tmp_path: Path) -> None:
     source = Source(randomised(Gru(SMALL)), inputs(SMALL), tmp_path)
     path, made = exported(source, name, tmp_path)
     assert ("unrolled over time" in made.notes) == name.startswith("tflite")
@@ -458,7 +472,7 @@ def test_values_are_aligned_as_the_schema_demands(cnn: Source, tmp_path: Path) -
     path, _ = exported(cnn, "tflite-int8", tmp_path)
     reserve(path, 70)
     model, x = randomised(Chain(SMALL)), inputs(SMALL)
-    for content in (path.read_bytes(), fused(model, x)):
+    for content in (path.read_bytes(), looped(model, x)):
         places = list(values_in(content))
         assert len(places) > 3
         assert not any(place % 16 for place in places)

@@ -1,4 +1,4 @@
-"""TFLite by the converter and the quantizer of others: models without a fused writer of ours.
+"""TFLite by the converter and the quantizer of others: models without a writer of ours.
 
 Weights of fully connected layers are quantized per tensor: per channel gives wrong answers on
 tflite-runtime 2.14, without an error.

@@ -6,8 +6,8 @@ For what no converter writes. Only the schema of `ai-edge-litert` and `flatbuffe
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import flatbuffers
 import numpy as np
@@ -21,7 +21,11 @@ _TYPES = {
     np.dtype(np.float16): schema.TensorType.FLOAT16,
     np.dtype(np.int32): schema.TensorType.INT32,
     np.dtype(np.int8): schema.TensorType.INT8,
+    np.dtype(np.bool_): schema.TensorType.BOOL,
 }
+
+Form: TypeAlias = tuple[tuple[int, ...], "np.dtype[Any]"]
+"""A tensor's shape and dtype."""
 
 
 @dataclass(frozen=True)
@@ -34,75 +38,100 @@ class Operator:
     settings: tuple[tuple[str, int | bool], ...] = ()
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What all graphs of a file share."""
+
+    # The first buffer is empty by definition.
+    buffers: list[Any] = field(default_factory=lambda: [schema.BufferT()])
+    codes: list[tuple[str, int]] = field(default_factory=list)
+    graphs: list[Graph] = field(default_factory=list)
+
+
 class Graph:
-    """A TFLite model of one subgraph; tensors are told apart by their numbers."""
+    """A graph of a TFLite model; its tensors are told apart by their numbers.
 
-    def __init__(self) -> None:
-        self._buffers = [schema.BufferT()]  # the first one is empty by definition
-        self._tensors: list[Any] = []
-        self._operators: list[Any] = []
-        self._codes: list[tuple[str, int]] = []
+    A model begins in its first graph. Those `beside` it are run by its operators.
+    """
 
-    def activation(self, shape: Sequence[int], dtype: type = np.float32) -> int:
+    def __init__(self, beside: Graph | None = None) -> None:
+        self._shared: _Shared = _Shared() if beside is None else beside._shared
+        self.number = len(self._shared.graphs)
+        self._shared.graphs.append(self)
+        self._forms: list[Form] = []
+        self._made = schema.SubGraphT()
+        self._made.tensors, self._made.operators = [], []
+
+    def activation(self, shape: Sequence[int], dtype: Any = np.float32) -> int:
         """Adds a tensor that an operator, or the user, fills."""
-        return self._add(shape, np.dtype(dtype))
+        tensor = schema.TensorT()
+        form = tuple(shape), np.dtype(dtype)
+        tensor.shape, tensor.type, tensor.buffer = list(shape), _TYPES[form[1]], 0
+        self._forms.append(form)
+        self._made.tensors.append(tensor)
+        return len(self._forms) - 1
 
     def variable(self, shape: Sequence[int]) -> int:
         """Adds a tensor that keeps its value from one invocation to the next; it begins as 0."""
-        made = self._add(shape, np.dtype(np.float32))
-        self._tensors[made].isVariable = True
+        made = self.activation(shape)
+        self._made.tensors[made].isVariable = True
         return made
 
     def constant(self, values: NDArray[Any], scale: float | None = None) -> int:
         """Adds a tensor with values; with a scale they are steps of it."""
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
-        self._buffers.append(buffer)
-        made = self._add(values.shape, values.dtype)
-        self._tensors[made].buffer = len(self._buffers) - 1
+        self._shared.buffers.append(buffer)
+        made = self.activation(values.shape, values.dtype)
+        self._made.tensors[made].buffer = len(self._shared.buffers) - 1
         if scale is not None:
             steps = schema.QuantizationParametersT()
             steps.scale, steps.zeroPoint = [scale], [0]
-            self._tensors[made].quantization = steps
+            self._made.tensors[made].quantization = steps
         return made
+
+    def form(self, tensor: int) -> Form:
+        """Returns a tensor's shape and dtype."""
+        return self._forms[tensor]
 
     def apply(self, operator: Operator, inputs: Sequence[int], output: int) -> int:
         """Adds an operator that fills `output`, and returns that."""
+        self.apply_many(operator, inputs, [output])
+        return output
+
+    def apply_many(self, operator: Operator, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Adds an operator that fills several tensors."""
         made = schema.OperatorT()
         made.opcodeIndex = self._code(operator.name, operator.version)
-        made.inputs, made.outputs = list(inputs), [output]
+        made.inputs, made.outputs = list(inputs), list(outputs)
         if operator.options:
             made.builtinOptionsType = getattr(schema.BuiltinOptions, operator.options)
             made.builtinOptions = getattr(schema, f"{operator.options}T")()
             for key, value in operator.settings:
                 setattr(made.builtinOptions, key, value)
-        self._operators.append(made)
-        return output
+        self._made.operators.append(made)
+
+    def end(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
+        """Says what the graph takes and gives."""
+        self._made.inputs, self._made.outputs = list(inputs), list(outputs)
 
     def to_bytes(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> bytes:
-        """Returns the file; ends are found by name in its only signature."""
+        """Returns the file, if this is its first graph; ends have names in its only signature."""
         for name, tensor in {**inputs, **outputs}.items():
-            self._tensors[tensor].name = name.encode()
-        subgraph = schema.SubGraphT()
-        subgraph.tensors, subgraph.operators = self._tensors, self._operators
-        subgraph.inputs, subgraph.outputs = list(inputs.values()), list(outputs.values())
-        model = schema.ModelT()
+            self._made.tensors[tensor].name = name.encode()
+        self.end([*inputs.values()], [*outputs.values()])
+        model, shared = schema.ModelT(), self._shared
         model.version = 3
-        model.subgraphs, model.buffers = [subgraph], self._buffers
-        model.operatorCodes = [_operator_code(name, version) for name, version in self._codes]
+        model.subgraphs, model.buffers = [own._made for own in shared.graphs], shared.buffers
+        model.operatorCodes = [_operator_code(name, version) for name, version in shared.codes]
         model.signatureDefs = [_signature(inputs, outputs)]
         return pack(model)
 
-    def _add(self, shape: Sequence[int], dtype: np.dtype[Any]) -> int:
-        tensor = schema.TensorT()
-        tensor.shape, tensor.type, tensor.buffer = list(shape), _TYPES[dtype], 0
-        self._tensors.append(tensor)
-        return len(self._tensors) - 1
-
     def _code(self, name: str, version: int) -> int:
-        if (name, version) not in self._codes:
-            self._codes.append((name, version))
-        return self._codes.index((name, version))
+        codes = self._shared.codes
+        if (name, version) not in codes:
+            codes.append((name, version))
+        return codes.index((name, version))
 
 
 def _operator_code(name: str, version: int) -> Any:

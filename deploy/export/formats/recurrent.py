@@ -1,4 +1,4 @@
-"""Which recurrent models the fused writer can write, told by what they compute, not by name.
+"""Which recurrent models our writers can write, told by what they compute, not by name.
 
 tokens -> embedding -> |
                        | -> LSTM ... LSTM -> state after the last step -> dense ... dense

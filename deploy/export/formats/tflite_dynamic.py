@@ -1,21 +1,21 @@
 """TFLite with int8 weights.
 
-Of dense layers and convolutions the runtime quantizes the activations too, by the range of each
-input; recurrent layers compute in float32.
+The runtime quantizes activations too, by the range of each input; of recurrent layers the state, at
+each step.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.export.formats.fused import as_int8
+from deploy.export.formats.layers import INT8
 from deploy.export.formats.source import Made, Source
-from deploy.export.formats.tflite_fp32 import write_if_fused
+from deploy.export.formats.tflite_fp32 import write_if_recurrent
 
 
 def write(source: Source, path: Path) -> Made:
     """Writes int8 weights; floats go in and out, and nothing is calibrated."""
-    reason = write_if_fused(source, as_int8, path)
+    reason = write_if_recurrent(source, INT8, path)
     if reason is not None:
         write_converted(source, path)
     return Made("int8 weights", reason or "")

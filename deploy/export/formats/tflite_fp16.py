@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.export.formats.fused import as_float16
+from deploy.export.formats.layers import FLOAT16
 from deploy.export.formats.source import Made, Source
-from deploy.export.formats.tflite_fp32 import write_if_fused
+from deploy.export.formats.tflite_fp32 import write_if_recurrent
 
 
 def write(source: Source, path: Path) -> Made:
     """Writes float16 weights; everything is computed in float32."""
-    reason = write_if_fused(source, as_float16, path)
+    reason = write_if_recurrent(source, FLOAT16, path)
     if reason is not None:
         _quantize(source, path)
     return Made("fp16 weights", reason or "")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.export.formats.fused import Store, as_float32, as_int8, write_fused
+from deploy.export.formats.fused import write_step
+from deploy.export.formats.layers import Store, as_float32, as_int8
 from deploy.export.formats.recurrent import recognise
 from deploy.export.formats.source import Made, Source
 
@@ -24,6 +25,5 @@ def write_dynamic(source: Source, path: Path) -> Made:
 
 
 def _write(source: Source, store: Store, path: Path, quantization: str) -> Made:
-    step = (1, *source.shape[1:])
-    path.write_bytes(write_fused(recognise(source.model), step, store))
+    path.write_bytes(write_step(recognise(source.model), source.shape, store))
     return Made(quantization, "one time step an invocation; its state stays until it is reset")
