@@ -26,6 +26,7 @@ from clients.hosting import Hosting
 from clients.local_data import opened_by
 from clients.warm import protocol
 from clients.warm.caller import TrainerFailed, ask, patience_s
+from clients.warm.diary import Diary
 from clients.warm.packing import pack, unpack
 from clients.warm.process import Died
 from clients.warm.protocol import METHOD, PIECE_BYTES, VERSION, TooLarge, cut, join
@@ -100,7 +101,9 @@ def trainer(
     place = folder / "trainer.sock"
     hosting = Hosting(data, ids).to_json()
     said: list[str] = []
-    with TrainerService(place, hosting, folder / "log", limits or Limits(), said.append) as service:
+    with TrainerService(
+        place, hosting, folder / "log", limits or Limits(), Diary(said.append)
+    ) as service:
         yield Warm(service, f"unix:{place}", said)
 
 

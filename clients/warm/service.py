@@ -15,7 +15,7 @@ from typing import Any, Self
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from clients.warm.diary import Diary, Say
+from clients.warm.diary import Diary, Work
 from clients.warm.process import Died, Refused, Unfit, Unwanted, WorkerProcess
 from clients.warm.protocol import BEGUN, METHOD, SERVICE, VERSION, Incomplete, TooLarge, cut, join
 from clients.warm.trainer_pb2 import Chunk, Header
@@ -24,6 +24,12 @@ from shared_models.verbs import LEFT_OUT, TRAIN_BLOCK
 
 _WHEN_S = 10.0
 _CALLS = 4  # one trains; the others wait, or ask after its health
+_OUTCOMES = {
+    grpc.StatusCode.FAILED_PRECONDITION: "declined",
+    grpc.StatusCode.INTERNAL: "refused",
+    grpc.StatusCode.ABORTED: "died",
+    grpc.StatusCode.UNAVAILABLE: "unwanted",
+}
 
 
 @dataclass(frozen=True)
@@ -52,18 +58,14 @@ class _NoAnswer(WildflowerError):
         self.code = code
 
 
-def _silent(_line: str) -> None:
-    """Says nothing."""
-
-
 class TrainerService:
     """Answers messages one after another, and says what it does; a context manager."""
 
     def __init__(
-        self, place: Path, hosting_json: str, log: Path, limits: Limits, say: Say = _silent
+        self, place: Path, hosting_json: str, log: Path, limits: Limits, diary: Diary
     ) -> None:
         self._hosting_json, self._log, self._limits = hosting_json, log, limits
-        self._diary = Diary(say)
+        self._diary = diary
         self._busy = threading.Lock()
         self._ended = threading.Event()
         self._health = health.HealthServicer()
@@ -122,6 +124,7 @@ class TrainerService:
     def _start(self) -> None:
         self._tell(is_ready=False)
         self._worker = WorkerProcess(self._hosting_json, self._log, self._limits.memory_mb)
+        self._diary.started(self._worker.pid)
         threading.Thread(target=self._wait_for, args=(self._worker,), daemon=True).start()
 
     def _wait_for(self, worker: WorkerProcess) -> None:
@@ -159,12 +162,22 @@ class TrainerService:
         try:
             if not self._is_wanted(context):
                 return None
-            with self._diary.entry(header):
-                if header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
-                    raise _NoAnswer(grpc.StatusCode.FAILED_PRECONDITION, no)
-                return self._asked(Chunk(header=header, data=data), context)
+            with self._diary.entry(header), self._diary.work(header) as work:
+                return self._worked(Chunk(header=header, data=data), context, work)
         finally:
             self._busy.release()
+
+    def _worked(self, message: Chunk, context: Any, work: Work) -> bytes:
+        """Returns the answer, and notes what came of the message."""
+        try:
+            if message.header.verb == TRAIN_BLOCK and (no := _refusal(self._limits.when)):
+                raise _NoAnswer(grpc.StatusCode.FAILED_PRECONDITION, no)
+            answer = self._asked(message, context)
+        except _NoAnswer as error:
+            work.outcome = _OUTCOMES[error.code]
+            raise
+        work.outcome, work.bytes_up = "answered", len(answer)
+        return answer
 
     def _asked(self, message: Chunk, context: Any) -> bytes:
         def is_wanted() -> bool:

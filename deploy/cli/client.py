@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from deploy.cli.watching import (
+    LOOPBACK,
+    LogFormat,
+    LogFormatOption,
+    MetricsBind,
+    MetricsPort,
+    metrics_address,
+    speaker,
+)
 from deploy.fleet.hosts import parse_hosts
 from shared_models.errors import InputError
 
 if TYPE_CHECKING:
     from deploy.fleet.client import Device
     from deploy.fleet.connection import Connection
+    from deploy.metrics.endpoint import MetricsAddress
 
 _LARGEST_ID = 2**31 - 1
 _LONGEST_NAME = 100
@@ -87,6 +98,9 @@ def client(
     max_disk_mb: MaxDiskMb = 200,
     health_port: HealthPort = None,
     health_host: HealthHost = "127.0.0.1",
+    metrics_port: MetricsPort = None,
+    metrics_bind: MetricsBind = LOOPBACK,
+    log_format: LogFormatOption = LogFormat.text,
 ) -> None:
     """Let this machine's data take part in a fleet's training; runs until it is stopped.
 
@@ -111,18 +125,21 @@ def client(
         max_disk_mb=max_disk_mb,
         health=None if health_port is None else HealthAddress(health_host, health_port),
     )
-    _run(device, f"client {ids[0]}" if len(ids) == 1 else f"{len(ids)} clients")
+    _run(device, ids, metrics_address(metrics_port, metrics_bind), log_format)
 
 
-def _run(device: Device, clients: str) -> None:
+def _run(
+    device: Device, ids: tuple[int, ...], metrics: MetricsAddress | None, log_format: LogFormat
+) -> None:
     from deploy.fleet.client import prepare_state, run_device
+    from deploy.metrics.device import watched
 
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    prepare_state(device.state)
-    say(f"{clients}, state in {device.state}")
-    run_device(device, say)
+    who = f"client {ids[0]}" if len(ids) == 1 else f"{len(ids)} clients"
+    say = speaker(log_format, who)
+    with watched(metrics, len(ids)) as observe:
+        prepare_state(device.state)
+        say(f"{who}, state in {device.state}")
+        run_device(replace(device, observe=observe), say)
 
 
 def _own_state(ids: tuple[int, ...], hosts: str | None) -> Path:

@@ -8,6 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.cli.output import AsJson, print_json, print_table
+from deploy.cli.watching import (
+    LOOPBACK,
+    LogFormat,
+    LogFormatOption,
+    MetricsBind,
+    MetricsPort,
+    metrics_address,
+    speaker,
+)
 from deploy.fleet.connection import is_loopback
 from shared_models.errors import InputError
 
@@ -78,6 +87,9 @@ def start(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Without TLS and node keys; on loopback only.")
     ] = False,
+    metrics_port: MetricsPort = None,
+    metrics_bind: MetricsBind = LOOPBACK,
+    log_format: LogFormatOption = LogFormat.text,
 ) -> None:
     """Run the server until Ctrl-C; whatever it started ends with it.
 
@@ -86,13 +98,16 @@ def start(
     Example: wildflower server start --state server --port 8000
     """
     from deploy.fleet.server import Listen, serve
+    from deploy.watching.server import watched_server
 
-    home = _home(state, keys)
+    home, say = _home(state, keys), speaker(log_format, "server")
+    address, as_json = metrics_address(metrics_port, metrics_bind), log_format is LogFormat.json
     health = _health(health_host, health_port)
     listen = Listen(host or "0.0.0.0", port, health, insecure, external_executor)  # noqa: S104
     if insecure and is_loopback(listen.host):
-        print("--insecure: no TLS and, as Flower ties them together, no node keys", flush=True)
-    serve(home, listen, lambda line: print(line, flush=True))
+        say("--insecure: no TLS and, as Flower ties them together, no node keys")
+    with watched_server(home, address, say, as_json=as_json):
+        serve(home, listen, say)
 
 
 @app.command("execute")

@@ -10,12 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploy.cli.app import simulate_app
-from deploy.cli.output import AsJson, console, print_artefacts, print_json, print_table
+from deploy.cli.output import AsJson, print_artefacts, print_json, print_table
+from deploy.cli.watching import (
+    LOOPBACK,
+    LogFormat,
+    LogFormatOption,
+    MetricsBind,
+    MetricsPort,
+    Shown,
+    Track,
+    metrics_address,
+    observer,
+    watching,
+)
 from shared_models.config import Config, read_config
 from shared_models.errors import InputError, Interrupted
 
 if TYPE_CHECKING:
-    from deploy.engines.grid import LocalGrid
     from server.run_folder import RunFolder
 
 
@@ -53,6 +64,10 @@ def simulate(
     ray_address: Annotated[
         str | None, typer.Option(help="HOST:PORT of a Ray cluster to use; implies ray.")
     ] = None,
+    track: Track = None,
+    metrics_port: MetricsPort = None,
+    metrics_bind: MetricsBind = LOOPBACK,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: AsJson = False,
 ) -> None:
     """Run all stages of a config on this machine and leave a run folder.
@@ -71,6 +86,7 @@ def simulate(
         others: dict[str, object] = {"CONFIG": config, "--out": out, "--resume": resume}
         others |= {"--data-root": data_root, "--plan": plan}
         others |= {"--engine": engine, "--ray-address": ray_address}
+        others |= {"--track": track, "--metrics-port": metrics_port}
         simulate_app(app, num_supernodes, workers, settings or (), others, as_json)
         return
     from deploy.planning import config_beside, plan_overrides
@@ -86,7 +102,9 @@ def simulate(
     resolved = settled_init(read_config(config, overrides))
     path = _done_before(config, resolved, out) if resume else None
     if path is None:
-        path = _run(config, resolved, _Choice(out, plan, resume), as_json)
+        metrics = metrics_address(metrics_port, metrics_bind)
+        shown = Shown(watching(track, metrics), log_format, as_json)
+        path = _run(config, resolved, _Choice(out, plan, resume), shown)
     summary = json.loads((path / "summary.json").read_text())
     if as_json:
         print_json(summary)
@@ -139,20 +157,27 @@ class _Choice:
     resume: bool
 
 
-def _run(config: Path, resolved: Config, choice: _Choice, as_json: bool) -> Path:
+def _run(config: Path, resolved: Config, choice: _Choice, shown: Shown) -> Path:
     from deploy.planning import adopt_plan
     from deploy.simulate import check, open_grid
+    from deploy.simulate import simulate as run_stages
+    from deploy.watching.sinks import AboutRun
+    from deploy.watching.watch import opened
     from server.run_folder import RunFolder
+    from shared_models.config import to_toml
 
     out, resume = choice.out, choice.resume
-    with open_grid(resolved) as grid:
+    with opened(shown.watching) as watch, open_grid(resolved) as grid:
         near = _run_path(config, resolved, out, resume=True) if resume else out or Path("runs")
         check(resolved, near, choice.plan)
         path = _run_path(config, resolved, out, resume)
         if resume:
             resolved = adopt_plan(resolved, RunFolder(path))
         try:
-            _run_now(resolved, path, grid, resume, as_json)
+            about = AboutRun(path.name, path, to_toml(resolved))
+            line = f"{resolved.name}: run folder {path}"
+            with observer(watch, about, shown, line) as observe:
+                run_stages(resolved, path, observe, grid, resume=resume)
         except KeyboardInterrupt:
             raise Interrupted(
                 "interrupted; finished rounds are safe: "
@@ -175,16 +200,6 @@ def _is_done(folder: RunFolder, config: Config) -> bool:
             f"{folder.config_file}: was edited after the run; run it without --resume to start anew"
         )
     return bool(summary.get("model_sha256") == sha256_of(folder.model_file))
-
-
-def _run_now(config: Config, path: Path, grid: LocalGrid, resume: bool, as_json: bool) -> None:
-    from deploy.cli.progress import Display
-    from deploy.simulate import simulate as run_stages
-
-    screen = console(stderr=as_json)
-    screen.print(f"{config.name}: run folder {path}", markup=False)
-    with Display(screen) as display:
-        run_stages(config, path, display, grid, resume=resume)
 
 
 def print_summary(summary: dict[str, Any], path: Path) -> None:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploy.cli.output import AsJson, console, print_json, print_table
+from deploy.cli.output import AsJson, print_json, print_table
+from deploy.cli.watching import (
+    LogFormat,
+    LogFormatOption,
+    Shown,
+    Track,
+    observer,
+    watching,
+)
 from shared_models.config import read_config
 from shared_models.errors import InputError, ServerError
 
@@ -62,6 +70,8 @@ def submit(
         typer.Option("--set", "-s", help="key=value, e.g. stages.train.rounds=3; may be repeated."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run folder; default: runs/<id>.")] = None,
+    track: Track = None,
+    log_format: LogFormatOption = LogFormat.text,
     as_json: AsJson = False,
 ) -> None:
     """Run the stages of a config on a fleet, show its progress, and bring home what it made.
@@ -76,7 +86,9 @@ def submit(
     """
     from deploy.fleet.remote import Remote
 
-    screen = console(stderr=as_json)
+    if track and not follow:
+        raise InputError("--track: contradicts --no-follow; who does not follow cannot tell of it")
+    shown = Shown(watching(track), log_format, as_json)
     if once and (found := _begun(config, settings or [], out)):
         config, settings, resume = found, None, True
     folder = _resumed(config, settings, out) if resume else None
@@ -90,9 +102,8 @@ def submit(
             offset = 0
         else:
             offset = _taken_up(remote, folder)
-        screen.print(f"{_submission(folder).run}: run folder {folder}", markup=False)
         if follow:
-            _follow(remote, folder, offset, as_json)
+            _follow(remote, folder, offset, shown)
     _tell(folder, follow, as_json)
 
 
@@ -171,16 +182,22 @@ def _is_home(folder: Path) -> bool:
         return False
 
 
-def _follow(remote: Remote, folder: Path, offset: int, as_json: bool) -> None:
-    from deploy.cli.progress import Display
+def _follow(remote: Remote, folder: Path, offset: int, shown: Shown) -> None:
     from deploy.fleet.submit import Follower, bring_home, interrupted
+    from deploy.watching.sinks import AboutRun
+    from deploy.watching.watch import opened
 
+    run = _submission(folder).run
+    about = AboutRun(run, folder, (folder / "config.toml").read_text())
     try:
-        with Display(console(stderr=as_json)) as display:
+        with (
+            opened(shown.watching) as watch,
+            observer(watch, about, shown, f"{run}: run folder {folder}") as observe,
+        ):
             if not _is_home(folder):
-                Follower(remote, folder, display, offset=offset).follow()
+                Follower(remote, folder, observe, offset=offset).follow()
                 bring_home(remote, folder)
-            _export(folder, display)
+            _export(folder, observe)
     except KeyboardInterrupt:
         raise interrupted(folder, _submission(folder), is_home=_is_home(folder)) from None
 
@@ -213,6 +230,7 @@ def _tell(folder: Path, follow: bool, as_json: bool) -> None:
         told = {"run": submission.run, "server": submission.server, "folder": str(folder)}
         print_json(told)
     else:
+        print(f"{submission.run}: run folder {folder}")
         print(f"`wildflower submit {folder} --resume` follows it")
 
 

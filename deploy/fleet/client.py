@@ -22,6 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
+from clients.events import Connected, Observer, nobody
+from clients.warm.diary import Diary
 from clients.warm.logs import open_log
 from clients.warm.process import Died
 from clients.warm.service import Limits, TrainerService
@@ -64,6 +66,7 @@ class Device:
         limits: What a training may take.
         max_disk_mb: What the state folder may take.
         health: Where gRPC's health service listens; None for none.
+        observe: Who watches it.
     """
 
     connection: Connection
@@ -73,6 +76,7 @@ class Device:
     limits: Limits
     max_disk_mb: int
     health: HealthAddress | None = None
+    observe: Observer = nobody
 
     @property
     def flower_home(self) -> Path:
@@ -119,7 +123,9 @@ def run_device(device: Device, say: Say) -> None:
     ):
         adopt_orphans()
         say = _noted(device.own_log, say)
-        trainer = TrainerService(place, device.hosting_json, device.trainer_log, device.limits, say)
+        diary = Diary(say, device.observe)
+        log, limits = device.trainer_log, device.limits
+        trainer = TrainerService(place, device.hosting_json, log, limits, diary)
         try:
             with trainer:
                 say("the trainer reads its data")
@@ -213,7 +219,7 @@ class _Supervisor:
                 fault = fault or self._watch()
             except OSError as error:  # a full disk may have room again later
                 fault = f"{error.filename or self._device.state}: {error.strerror}"
-            self._health.beat(ready=False)
+            self._beat(ready=False)
             if fault is None:
                 return
             if time.monotonic() - began > _STABLE_S:
@@ -233,8 +239,12 @@ class _Supervisor:
                     self._tell(f"connected to {self._device.connection.address}")
                 if fault := node.fault():
                     return fault
-                self._health.beat(ready=is_connected)
+                self._beat(ready=is_connected)
         return None
+
+    def _beat(self, *, ready: bool) -> None:
+        self._health.beat(ready=ready)
+        self._device.observe(Connected(ready))
 
     def _look_at_disk(self) -> None:
         full = full_disk(self._device.state)

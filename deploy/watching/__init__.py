@@ -1,0 +1,1 @@
+"""Who else watches a run: trackers, traces, logs. Each fails alone, and none fails the run."""
