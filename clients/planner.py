@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -32,6 +32,10 @@ _TRIAL_CLIENTS = 8
 _TRIAL_BATCHES = 3
 _MOST_LOW_RANK_ROWS = 512
 _COMPILE_S = 20.0
+# Of recurrent layers every time step is compiled, 0.7 s each on an idle core.
+_MOST_UNROLLED = 20
+_BUDGET_S = 60.0
+_OVER = "the time for measuring was over"
 # What a block can save its clients: the calls that one client's trial makes, not their arithmetic.
 _CALLS_S = 0.03
 
@@ -41,6 +45,9 @@ class Found(NamedTuple):
 
     seconds: Mapping[str, float]
     left_out: Mapping[str, str]
+
+
+_NOTHING = Found({}, {})
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,11 @@ class Settled:
             f" ({'; '.join(notes)})" if notes else ""
         )
 
+    def facts(self) -> dict[str, Mapping[str, float] | Mapping[str, str]]:
+        """Returns what a manifest says: milliseconds a client, and why others were not measured."""
+        took = {n: round(s * 1000, 3) for n, s in self.seconds.items() if math.isfinite(s)}
+        return {"ms_a_client": took, "left_out": self.left_out}
+
 
 def _by_reason(left_out: Mapping[str, str]) -> Iterator[str]:
     for reason in dict.fromkeys(left_out.values()):
@@ -74,13 +86,29 @@ def _by_reason(left_out: Mapping[str, str]) -> Iterator[str]:
         yield f"not {', '.join(names)}: {reason}"
 
 
-def settle(host: Host) -> Settled:
-    """Returns the plan of the host's config with what is open filled in, by measuring."""
+class Bench(NamedTuple):
+    """Whose trainers are measured, for which stage, and until when (`time.perf_counter`)."""
+
+    host: Host
+    stage: TrainStage
+    until: float
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further trial may begin."""
+        return time.perf_counter() > self.until
+
+
+def settle(host: Host, budget_s: float = _BUDGET_S) -> Settled:
+    """Returns the plan of the host's config with what is open filled in, by measuring.
+
+    When `budget_s` is over no trial is begun, but for the first trainer's.
+    """
     config = host.config
     stage = max(config.learning_stages, key=lambda s: s.rounds * s.clients_per_round)
     plan, found = config.plan, Found({}, {})
     if plan.trainer == "auto":
-        found = measure(host, stage)
+        found = measure(Bench(host, stage, time.perf_counter() + budget_s))
         fastest = min(found.seconds, key=found.seconds.__getitem__)
         name, compiled = fastest.removesuffix("+"), fastest.endswith("+")
         plan = plan.model_copy(update={"trainer": name, "compile": compiled})
@@ -95,50 +123,67 @@ def block_size(plan: Plan, cohort: int) -> int:
     return math.ceil(cohort / (workers * math.ceil(cohort / (workers * most))))
 
 
-def measure(host: Host, stage: TrainStage) -> Found:
+def measure(bench: Bench) -> Found:
     """Returns seconds per client of each trainer that fits; a compiled one's name ends in `+`.
 
     The loop is tried only where `reused` does not fit, which does the same with fewer copies.
     """
     torch.set_num_threads(1)  # as in the workers
-    if host.config.plan.compile:
-        found = _measure_compiled(host, stage, ("fused", "vectorised"))
+    if bench.host.config.plan.compile:
+        found = _measure_compiled(bench, ("fused", "vectorised"))
         if not found.seconds:
             raise InputError("plan.compile: nothing can be compiled for this task on this machine")
         return found
-    plain = _measure_each(host, stage, [name for name in TRAINERS if name != "loop"])
-    if "reused" not in plain.seconds:
-        loop = _measure_each(host, stage, ["loop"])
-        plain = Found({**plain.seconds, **loop.seconds}, {**plain.left_out, **loop.left_out})
+    first = _measure_each(bench, ["reused"])
+    others = [name for name in TRAINERS if name not in ("loop", "reused")]
+    plain = _measure_each(bench, others if first.seconds else ["loop", *others], first)
     if not plain.seconds:
         return Found({"loop": math.nan}, plain.left_out)
-    clients = stage.rounds * min(stage.clients_per_round, len(host.client_ids))
-    compiling = ["fused"]  # a second, once
-    if clients * min(plain.seconds.values()) > 10 * _COMPILE_S:
-        compiling.append("vectorised")
-    compiled = _measure_compiled(host, stage, [n for n in compiling if n in plain.seconds])
+    compiled = _measure_compiled(bench, _worth_compiling(bench, plain))
     # Whose plain form fits is not left out.
     return Found({**plain.seconds, **compiled.seconds}, plain.left_out)
 
 
-def _measure_compiled(host: Host, stage: TrainStage, names: Iterable[str]) -> Found:
+def _worth_compiling(bench: Bench, plain: Found) -> list[str]:
+    """Returns the trainers that fit and whose compiled form may save more than compiling takes."""
+    host, stage = bench.host, bench.stage
+    clients = stage.rounds * min(stage.clients_per_round, len(host.client_ids))
+    long = clients * min(plain.seconds.values()) > 10 * _COMPILE_S
+    names = ["fused"]  # a second, once
+    if long and _unrolled(host, stage) <= _MOST_UNROLLED:
+        names.append("vectorised")
+    return [name for name in names if name in plain.seconds and not bench.is_over]
+
+
+def _unrolled(host: Host, stage: TrainStage) -> int:
+    """Returns how many steps of recurrent layers there are in one pass of a stage's model."""
+    task = host.task_of(stage.name)
+    parts = task.make_model().modules()
+    layers = sum(part.num_layers for part in parts if isinstance(part, torch.nn.RNNBase))
+    return layers * task.input.shape[0]
+
+
+def _measure_compiled(bench: Bench, names: Sequence[str]) -> Found:
     if find_compiler() is None:
         return Found({}, dict.fromkeys(names, "there is no compiler"))
-    seconds, left_out = _measure_each(host, stage, names, compiled=True)
+    seconds, left_out = _measure_each(bench, names, compiled=True)
     return Found({f"{name}+": took for name, took in seconds.items()}, left_out)
 
 
 def _measure_each(
-    host: Host, stage: TrainStage, names: Iterable[str], *, compiled: bool = False
+    bench: Bench, names: Sequence[str], known: Found = _NOTHING, *, compiled: bool = False
 ) -> Found:
-    seconds: dict[str, float] = {}
-    left_out: dict[str, str] = {}
+    """Returns what is `known`, and what is found about these trainers."""
+    seconds, left_out = dict(known.seconds), dict(known.left_out)
     for name in names:
-        # A compiled form is tried in full: where its plain one is known, so is what it costs.
-        best = math.inf if compiled else min(seconds.values(), default=math.inf)
+        best = min(seconds.values(), default=math.inf)
+        if bench.is_over and best < math.inf:
+            left_out[name] = _OVER
+            continue
         try:
-            trainer = _made(host, stage, name, compiled=compiled)
-            seconds[name] = _seconds(trainer, _trial(host, stage, name), best)
+            trainer = _made(bench.host, bench.stage, name, compiled=compiled)
+            # A compiled form is tried in full: where its plain one is known, so is what it costs.
+            seconds[name] = _seconds(trainer, _trial(bench, name), math.inf if compiled else best)
         except Unfit as error:
             left_out[name] = str(error)
     return Found(seconds, left_out)
@@ -162,9 +207,11 @@ class _Trial:
     request: BlockRequest
     data_of: Callable[[int], ClientData]
     share: float
+    bench: Bench
 
 
-def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
+def _trial(bench: Bench, name: str) -> _Trial:
+    host, stage, _ = bench
     count = {"low_rank": 25, "vectorised": _TRIAL_CLIENTS}.get(name, 2)
     count = min(count, len(host.client_ids), host.config.plan.block_size or count)
     clients = sample_clients(host, count, stage)
@@ -173,7 +220,7 @@ def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
     request = BlockRequest(stage.name, 0, 0, 0, clients, params, extras=extras)
     data_for = host.data_for(stage.name)
     if name == "low_rank":  # its cost grows faster than its examples: tried on whole clients
-        return _Trial(request, data_for, 1.0)
+        return _Trial(request, data_for, 1.0, bench)
     most = _TRIAL_BATCHES * stage.batch_size
 
     def data_of(client_id: int) -> ClientData:
@@ -181,7 +228,7 @@ def _trial(host: Host, stage: TrainStage, name: str) -> _Trial:
         return ClientData(whole.x[:most], whole.y[:most])
 
     sizes = [len(data_for(client_id).y) for client_id in clients]
-    return _Trial(request, data_of, sum(min(n, most) for n in sizes) / sum(sizes))
+    return _Trial(request, data_of, sum(min(n, most) for n in sizes) / sum(sizes), bench)
 
 
 def sample_clients(host: Host, count: int, stage: TrainStage) -> tuple[int, ...]:
@@ -195,15 +242,25 @@ def sample_clients(host: Host, count: int, stage: TrainStage) -> tuple[int, ...]
 def _seconds(trainer: BlockTrainer, trial: _Trial, best: float = math.inf) -> float:
     """Returns seconds per client, the better of two runs; `Unfit` when the trainer fails.
 
-    A trainer that is hopelessly slower than the best on one client is not tried on more.
+    A trainer that is hopelessly slower than the best on one client is not tried on more, and none
+    is when the time for measuring is over.
     """
     single = replace(trial.request, client_ids=trial.request.client_ids[:1])
-    # The first run makes what a process makes once: buffers, kernels generated for the shapes.
-    _, alone = _time(trainer, trial, single), _time(trainer, trial, single)
-    if (alone - best) * trial.share > _CALLS_S:
+    alone = _best_of(1, trainer, trial, single)
+    if (alone - best) * trial.share > _CALLS_S or trial.bench.is_over:
         return alone
-    _, *runs = (_time(trainer, trial, trial.request) for _ in range(3))
-    return min(runs)
+    return _best_of(2, trainer, trial, trial.request)
+
+
+def _best_of(runs: int, trainer: BlockTrainer, trial: _Trial, request: BlockRequest) -> float:
+    """Returns the least seconds of so many runs, of fewer when the time is over.
+
+    Not of the first, which makes what a process makes once: buffers, kernels for the shapes.
+    """
+    took = [_time(trainer, trial, request)]
+    while len(took) <= runs and not trial.bench.is_over:
+        took.append(_time(trainer, trial, request))
+    return min(took[1:] or took)
 
 
 def _time(trainer: BlockTrainer, trial: _Trial, request: BlockRequest) -> float:

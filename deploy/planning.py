@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploy.events import Observer
+from deploy.events import Event, Observer
 from shared_models.config import Config, Plan
 from shared_models.errors import InputError
 
@@ -80,14 +80,23 @@ def adopt_plan(config: Config, folder: RunFolder) -> Config:
     return config.model_copy(update={"plan": Plan(**{**theirs, **told})})
 
 
-def settle_plan(config: Config, observe: Observer) -> Config:
-    """Returns the config with a plan that leaves nothing open, measured on this machine."""
-    if not config.plan.is_open:
-        return config
+def settle_plan(config: Config, folder: Path, observe: Observer) -> tuple[Config, Observer]:
+    """Returns the config with a plan that leaves nothing open, measured on this machine.
+
+    The observer is `observe`, and writes into the manifest what was measured, and why of some
+    trainers nothing was.
+    """
     from clients.host import open_host
     from clients.planner import settle
-    from server.events import Notice
+    from server.events import Notice, StageStarted
+    from server.run_folder import RunFolder
 
     measured = settle(open_host(config))
     observe(Notice(f"plan: {measured.describe()}"))
-    return config.model_copy(update={"plan": measured.plan})
+
+    def told(event: Event) -> None:
+        if isinstance(event, StageStarted):
+            RunFolder(folder).update_manifest(measured=measured.facts())
+        observe(event)
+
+    return config.model_copy(update={"plan": measured.plan}), told

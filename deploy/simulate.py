@@ -173,7 +173,7 @@ def simulate(
     began = time.time()
     if config.plan.is_open:
         grid.wait()  # what starts up would slow what is measured
-        config = settle_plan(config, observe)
+        config, observe = settle_plan(config, path, observe)
     _learn(config, path, counting_labels(config, path, observe), grid, resume=resume)
     grid.close()
     folder = RunFolder(path)

@@ -140,6 +140,10 @@ class RunFolder:
         found: dict[str, Any] = json.loads(self.manifest_file.read_text())
         return found
 
+    def update_manifest(self, **entries: Any) -> None:
+        """Changes entries of `manifest.json`, atomically."""
+        write_json(self.manifest_file, {**self.manifest(), **entries})
+
     def append(self, record: RoundRecord) -> None:
         """Adds a line to `metrics.jsonl` and flushes it."""
         with self.metrics_file.open("a") as file:

@@ -41,6 +41,14 @@ def test_what_does_not_fit_is_not_tried_and_the_plan_says_why() -> None:
     )
 
 
+def test_when_the_time_is_over_only_the_first_that_fits_was_measured() -> None:
+    _, host, _ = opened("plan.trainer=auto")
+    measured = settle(host, budget_s=0.0)
+    assert set(measured.seconds) == {"reused"}
+    over = "the time for measuring was over"
+    assert measured.left_out == dict.fromkeys(("fused", "low_rank", "vectorised"), over)
+
+
 @pytest.mark.parametrize("objective", ["fedprox", "scaffold", "fednova", "ditto"])
 def test_every_objective_can_be_planned(objective: str) -> None:
     _, host, _ = opened("plan.trainer=auto", f"stages.train.objective={objective}")
@@ -113,7 +121,12 @@ def test_the_plan_is_in_the_folder_and_a_rerun_and_a_resume_use_it(
     assert run(["simulate", str(digits_toml), "--out", str(out), *AUTO]) == 0
     plan = RunFolder(out).config().plan
     assert plan.trainer != "auto"
-    assert RunFolder(out).manifest()["plan"]["trainer"] == plan.trainer
+    manifest = RunFolder(out).manifest()
+    assert manifest["plan"]["trainer"] == plan.trainer
+    assert manifest["plan"]["trainer"] in {
+        n.removesuffix("+") for n in manifest["measured"]["ms_a_client"]
+    }
+    assert "is not dense" in manifest["measured"]["left_out"]["low_rank"]
     assert run(["simulate", str(out), "--out", str(tmp_path / "again")]) == 0
     assert run(["simulate", str(digits_toml), "--out", str(out), *AUTO, "--resume"]) == 0
     forced = ["--plan", str(out / "manifest.json")]
