@@ -1,7 +1,7 @@
 # Set-up: `make demo` and `make test` each make the environment if it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS := train,simulation,export,edge,parquet,metrics,tensorboard,mlflow,telemetry,bench,docs,dev
+EXTRAS := train,simulation,export,edge,parquet,report,metrics,tensorboard,mlflow,telemetry,bench,docs,dev
 
 .PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env edge-env images clean
 

@@ -60,13 +60,18 @@ def points_of(runs: Sequence[Path]) -> list[Point]:
         for artefact, params in _artefacts(run):
             asked = (artefact.answer, artefact.labels, artefact.input.shape)
             answers.setdefault(asked, run)
-            found += _points(run, artefact, params)
+            found += points_in(run.resolve().name, artefact, params)
     if len(answers) > 1:
         one, other, *_ = answers.values()
         raise InputError(
             f"{one} and {other} have other labels, answers or input: they cannot be compared"
         )
-    return [_placed(point, found) for point in found]
+    return placed(found)
+
+
+def placed(points: Sequence[Point]) -> list[Point]:
+    """Returns the points with who of them is on the frontier."""
+    return [_placed(point, points) for point in points]
 
 
 def _artefacts(run: Path) -> list[tuple[Artefact, int]]:
@@ -84,10 +89,11 @@ def _artefacts(run: Path) -> list[tuple[Artefact, int]]:
     return [(load_artefact(folder.export / file), params) for file in files]
 
 
-def _points(run: Path, artefact: Artefact, params: int) -> list[Point]:
+def points_in(run: str, artefact: Artefact, params: int) -> list[Point]:
+    """Returns a file of a run in each of its runtimes; none of them is on a frontier yet."""
     return [
         Point(
-            run.resolve().name,
+            run,
             artefact.file,
             artefact.task,
             artefact.quantization,

@@ -23,6 +23,7 @@ from deploy.cli import (
     export,
     k8s,
     models,
+    report,
     server,
     simulate,
     submit,
@@ -61,6 +62,7 @@ app.command()(export.verify)
 app.command()(edge.predict)
 app.command()(edge.bench)
 app.command()(compare.compare)
+app.command()(report.report)
 app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(client.client)

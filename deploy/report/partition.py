@@ -41,6 +41,13 @@ class Skew:
     names: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
 
+    def __post_init__(self) -> None:
+        rows = {len(row) for row in self.counts}
+        if len(self.counts) != len(self.clients) or rows - {len(self.labels)}:
+            raise ValueError("not one count for each client and label")
+        if self.names and len(self.names) != len(self.clients):
+            raise ValueError("not one name for each client")
+
 
 def counting_labels(config: Config, folder: Path, observe: Observer) -> Observer:
     """Returns an observer that also counts the labels when the first stage begins."""

@@ -1,0 +1,252 @@
+"""How well it learnt: metrics and losses by round, by stage, by time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from deploy.report.blocks import Block, Figure, Note, Section, Table
+from deploy.report.plots import Trace, layout, line, plain
+from deploy.report.story import Stage, Story, means, value_of
+from deploy.report.words import duration, named, number
+from server.records import RoundRecord
+
+_MOST_OTHERS = 4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value by round, None where it was not measured; `look` is its place among the colours."""
+
+    name: str
+    values: tuple[float | None, ...]
+    look: int = 0
+
+    @property
+    def there(self) -> list[tuple[int, float]]:
+        """The places and values that there are."""
+        return [(place, value) for place, value in enumerate(self.values) if value is not None]
+
+
+def learning(story: Story) -> Section:
+    """Returns the section that says how well the model learnt."""
+    blocks: list[Block] = []
+    if not story.records:
+        blocks.append(Note("No round has finished yet.", "missing"))
+    else:
+        blocks += [*_metric_figures(story), *_loss_figure(story), *_by_time(story)]
+        blocks += [*_other_figures(story), stage_table(story)]
+    return Section("learning", "How well did it learn?", tuple(blocks))
+
+
+def curve(
+    story: Story, name: str, get: Callable[[RoundRecord], float | None], look: int = 0
+) -> Curve:
+    """Returns a value of each round."""
+    return Curve(name, tuple(get(record) for record in story.records), look)
+
+
+def eval_curve(story: Story, metric: str, more: str = "", look: int = 0) -> Curve:
+    """Returns what the server measured."""
+    name = f"on the server's test data{more}"
+    return curve(story, name, lambda record: (record.eval or {}).get(metric), look)
+
+
+def client_curves(story: Story, metric: str) -> list[Curve]:
+    """Returns what clients measured on their own data: the mean, and how it spreads."""
+
+    def of(key: str) -> Callable[[RoundRecord], float | None]:
+        return lambda record: (record.clients_eval or {}).get(key)
+
+    tenth = "worst tenth of the clients"
+    return [
+        curve(story, "on the clients' own data, mean", of(metric), 1),
+        curve(story, tenth, of(f"{metric}_worst10"), 2),
+    ]
+
+
+def course(curve: Curve, rounds: Sequence[int], *, less: bool) -> str:
+    """Returns in words how a curve runs, empty where nothing was measured."""
+    there = curve.there
+    if not there:
+        return ""
+    best = (min if less else max)(there, key=lambda point: point[1])
+    (first, began), (last, ended) = there[0], there[-1]
+    told = f"{curve.name}: {number(began)} after round {rounds[first]}"
+    if last != first:
+        told += f", {number(ended)} after round {rounds[last]}"
+        told += f", best {number(best[1])} after round {rounds[best[0]]}"
+    return told
+
+
+def figure_of(
+    story: Story, title: str, axis: str, curves: Sequence[Curve], *, less: bool, **more: Any
+) -> Figure:
+    """Returns curves by round, over all stages."""
+    rounds = [place for place, _ in story.placed()]
+    told = [f"{record.stage}, round {record.round}" for record in story.records]
+    shown = [own for own in curves if own.there]
+    words = "; ".join(course(own, rounds, less=less) for own in shown)
+    return Figure(
+        title,
+        f"Line chart of {title.lower()}. {words}.",
+        [_line(own, rounds, told) for own in shown],
+        {**layout("round", axis), **stage_marks(story.stages)},
+        **more,
+    )
+
+
+def _line(own: Curve, rounds: Sequence[int], told: Sequence[str]) -> Trace:
+    names = [plain(told[k]) for k, _ in own.there]
+    return line(own.name, rounds, own.values, own.look, text=names, hovertemplate=_HOVER)
+
+
+_HOVER = "%{y:.4~g}<extra>%{fullData.name}</extra>"
+
+
+def stage_marks(stages: Sequence[Stage]) -> dict[str, Any]:
+    """Returns where stages begin, as lines and names; nothing for a single one."""
+    begun = [stage for stage in stages if stage.records]
+    if len(stages) < 2:
+        return {}
+    rule = {"type": "line", "yref": "paper", "y0": 0, "y1": 1}
+    look = {"color": "var(--muted)", "width": 1, "dash": "dot"}
+    lines = [
+        {**rule, "x0": stage.first + 0.5, "x1": stage.first + 0.5, "line": look}
+        for stage in begun[1:]
+    ]
+    name = {"yref": "paper", "y": 1, "yanchor": "bottom", "xanchor": "left", "showarrow": False}
+    font = {"color": "var(--muted)", "size": 12}
+    names = [
+        {**name, "x": stage.first + 0.5, "text": plain(stage.name), "font": font} for stage in begun
+    ]
+    return {"shapes": lines, "annotations": names, "margin": {"t": 26}}
+
+
+def _metric_figures(story: Story) -> list[Block]:
+    metric = story.metric
+    if metric == "loss":
+        return []
+    robust = eval_curve(story, f"robust_{metric}", ", under attack", 3)
+    curves = [eval_curve(story, metric), *client_curves(story, metric), robust]
+    if not any(own.there for own in curves):
+        return [Note(_not_measured(story), "missing")]
+    less = story.less_is_better(metric)
+    title = f"{named(metric).capitalize()} by round"
+    note = "Less is better." if less else ""
+    return [figure_of(story, title, named(metric), curves, less=less, note=note, wide=True)]
+
+
+def _not_measured(story: Story) -> str:
+    evaluate = story.config.get("evaluate", {})
+    data = evaluate.get("data", "test") if isinstance(evaluate, dict) else "test"
+    if data == "none":
+        return "Not recorded: how good the model is; evaluate.data = 'test' has the server measure."
+    return "Not recorded yet: how good the model is; no round has been evaluated so far."
+
+
+def _loss_figure(story: Story) -> list[Block]:
+    curves = [
+        curve(story, "in training, on the clients", lambda record: record.train_loss, 4),
+        eval_curve(story, "loss"),
+        *client_curves(story, "loss")[:1],
+    ]
+    if not any(own.there for own in curves):
+        return [Note("Not recorded: no loss was told.", "missing")]
+    return [figure_of(story, "Loss by round", "loss", curves, less=True)]
+
+
+def _by_time(story: Story) -> list[Block]:
+    metric, records = story.metric, story.records
+    values = [value_of(record, metric) for record in records]
+    if not any(value is not None for value in values):
+        return []
+    clocks = [("real", list(accumulate(record.seconds.total for record in records)))]
+    if any(record.waited_s for record in records):
+        waited = list(accumulate(record.waited_s or 0.0 for record in records))
+        clocks.append(("simulated", waited))
+    return [_time_figure(story, clock, seconds, values) for clock, seconds in clocks]
+
+
+def _time_figure(
+    story: Story, clock: str, seconds: Sequence[float], values: Sequence[float | None]
+) -> Figure:
+    unit, scale = ("min", 60.0) if seconds[-1] > 300 else ("s", 1.0)
+    name = named(story.metric)
+    text = [f"{plain(r.stage)}, round {r.round}" for r in story.records]
+    there = [t for t, value in zip(text, values, strict=True) if value is not None]
+    ends = [value for value in values if value is not None]
+    note = {
+        "real": "Seconds that the rounds took, one after another.",
+        "simulated": "What the rounds waited for clients, on the simulated clock.",
+    }[clock]
+    return Figure(
+        f"{name.capitalize()} by {clock} time",
+        f"Line chart of {name} over {clock} time: {number(ends[-1])} after "
+        f"{duration(seconds[-1])}.",
+        [
+            line(
+                name,
+                [own / scale for own in seconds],
+                values,
+                0 if clock == "real" else 3,
+                text=there,
+                hovertemplate="%{y:.4~g} after %{x:.3~g} " + unit + "<br>%{text}<extra></extra>",
+            )
+        ],
+        {**layout(f"{clock} time, {unit}", name), "showlegend": False, "hovermode": "closest"},
+        note=note,
+    )
+
+
+def _other_figures(story: Story) -> list[Block]:
+    shown = {story.metric, "loss", f"robust_{story.metric}"}
+    names = dict.fromkeys(
+        name
+        for record in story.records
+        for name in (record.eval or means(record.clients_eval))
+        if name not in shown
+    )
+    return [_other_figure(story, name) for name in list(names)[:_MOST_OTHERS]]
+
+
+def _other_figure(story: Story, metric: str) -> Figure:
+    own = curve(story, named(metric), lambda record: value_of(record, metric))
+    title = f"{named(metric).capitalize()} by round"
+    less = story.less_is_better(metric)
+    return figure_of(story, title, named(metric), [own], less=less, height=260)
+
+
+def stage_table(story: Story) -> Table:
+    """Returns what each stage came to."""
+    name = named(story.metric)
+    return Table(
+        "The stages",
+        ("stage", "kind", "rounds ", f"{name} at the end ", "best ", "train loss ", "time "),
+        tuple(_stage_row(story, stage) for stage in story.stages),
+    )
+
+
+def _stage_row(story: Story, stage: Stage) -> tuple[str, ...]:
+    values = [
+        (record.round, value)
+        for record in stage.records
+        if (value := value_of(record, story.metric)) is not None
+    ]
+    best = "-"
+    if values:
+        pick = min if story.less_is_better(story.metric) else max
+        number_of, value = pick(values, key=lambda own: own[1])
+        best = f"{number(value)} (round {number_of})"
+    last = stage.records[-1] if stage.records else None
+    return (
+        stage.name,
+        stage.kind,
+        f"{last.round if last else 0} of {stage.rounds}",
+        number(values[-1][1] if values else None),
+        best,
+        number(last.train_loss if last else None),
+        duration(sum(record.seconds.total for record in stage.records)),
+    )
