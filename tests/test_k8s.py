@@ -28,7 +28,7 @@ GATEWAYS = tuple(gateways(2, ["north=10-19"]))
 RENDERINGS = {
     "laptop": Rendering("laptop", ("submit",), GATEWAYS),
     "production": Rendering(
-        "production", ("submit",), GATEWAYS, host="fleet.example.org", gpu=True
+        "production", ("submit",), GATEWAYS, host="fleet.example.org", gpu=True, metrics=True
     ),
     "elsewhere": Rendering(
         "laptop",
@@ -406,6 +406,7 @@ def test_keys_stay_what_they_are(tmp_path: Path) -> None:
         (("render", "--overlay", "laptop", "--server-image", "x:latest"), "no tag latest"),
         (("render", "--overlay", "laptop", "--namespace", "A_b"), "small letters"),
         (("render", "--sample", "submit", "--gpu"), "give --overlay too"),
+        (("render", "--sample", "submit", "--metrics"), "give --overlay too"),
     ],
 )
 def test_mistakes_of_the_command_line_are_told(

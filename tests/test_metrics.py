@@ -28,6 +28,7 @@ from server.events import BlockFinished, Notice, RoundFinished, StageStarted, Wa
 from server.records import Failure, RoundRecord, Seconds
 from shared_models.errors import InputError
 from tests.conftest import ROOT
+from tests.promql import asked, queries_of_dashboard, rules_of
 
 STARTED = StageStarted("train", rounds=2, done=0, clients=20, clients_per_round=10)
 RECORD = RoundRecord(
@@ -216,3 +217,48 @@ def test_logs_are_read_as_they_grow_and_again_from_the_start(tmp_path: Any) -> N
     log.end(Ended("failed", "7", "because"))
     assert [t.event for t in files.read()] == [Ended("failed", "7", "because")]
     assert len(list(EventFiles(tmp_path).read())) == 3
+
+
+BOARD = ROOT / "k8s/components/prometheus/dashboard.json"
+RULES = ROOT / "k8s/components/prometheus/rules.yaml"
+# What Prometheus itself adds to what it scrapes, and what is served of the process.
+SCRAPED = {"job", "instance"}
+OTHERS = {"up": set[str](), "process_resident_memory_bytes": set[str]()}
+KNOWN = {metric.name: set(metric.labels) for metric in catalog.METRICS} | OTHERS
+
+
+def unknown(query: str) -> list[str]:
+    """Returns what a query asks for that nobody serves."""
+    return [
+        f"{found.metric} {sorted(found.labels)}"
+        for found in asked(query)
+        if found.metric not in KNOWN or not found.labels <= KNOWN[found.metric] | SCRAPED
+    ]
+
+
+@pytest.mark.parametrize(
+    "query", queries_of_dashboard(BOARD) + [str(rule["expr"]) for rule in rules_of(RULES)]
+)
+def test_a_query_asks_for_metrics_that_exist(query: str) -> None:
+    assert list(asked(query))
+    assert unknown(query) == []
+
+
+def test_a_query_for_what_is_not_there_is_seen() -> None:
+    assert unknown("rate(wildflower_round_total[5m])")
+    assert unknown('wildflower_train_loss{phase="train"}')
+    assert unknown("sum by (outcome) (wildflower_train_loss)")
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    shown = {found.metric for query in queries_of_dashboard(BOARD) for found in asked(query)}
+    assert shown >= {metric.name for metric in catalog.METRICS} - {
+        "wildflower_build_info", "wildflower_notices_total", "wildflower_stage_clients",
+        "wildflower_client_trainer_starts_total",
+    }  # fmt: skip
+
+
+def test_an_alert_says_what_to_do() -> None:
+    for rule in rules_of(RULES):
+        assert rule["annotations"]["summary"], rule["alert"]
+        assert rule["annotations"]["what_to_do"], rule["alert"]

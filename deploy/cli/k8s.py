@@ -45,6 +45,9 @@ def render_(
         str | None, typer.Option(help="What gateways train on, as `wildflower client` takes it.")
     ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="The server's executor has a GPU.")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Serve metrics; with alert rules and a dashboard.")
+    ] = False,
 ) -> None:
     """Print manifests. They are made of those in k8s/ by kubectl, which must be there.
 
@@ -57,6 +60,8 @@ def render_(
         raise InputError("nothing to render: give --overlay laptop, or --sample submit")
     if gpu and overlay is None:
         raise InputError("--gpu: is for a server; give --overlay too")
+    if metrics and overlay is None:
+        raise InputError("--metrics: is for a server and its gateways; give --overlay too")
     images = {
         "wildflower-server-cuda" if gpu else "wildflower-server": server_image,
         "wildflower-client": client_image,
@@ -72,6 +77,7 @@ def render_(
         host=host,
         data=data,
         gpu=gpu,
+        metrics=metrics,
     )
     print(render(rendering), end="")
 

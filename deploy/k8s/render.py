@@ -39,6 +39,7 @@ class Rendering:
         host: What devices outside call the server, for external-dns; None for nothing.
         data: What gateways train on, as `wildflower client --data` takes it.
         gpu: Whether the server's executor has a GPU.
+        metrics: Whether server and gateways serve metrics, with rules and a dashboard.
     """
 
     overlay: str | None
@@ -50,6 +51,7 @@ class Rendering:
     host: str | None = None
     data: str | None = None
     gpu: bool = False
+    metrics: bool = False
 
 
 def render(rendering: Rendering) -> str:
@@ -90,6 +92,8 @@ def _of_all(rendering: Rendering, place: Path) -> dict[str, Any]:
     overlay = [] if rendering.overlay is None else [_there(place, "overlays", rendering.overlay)]
     samples = [_there(place, "samples", sample) for sample in rendering.samples]
     components = [_there(place, "components", "pdb")] if rendering.gateways else []
+    if rendering.metrics:  # before the GPU, which changes the order of containers
+        components.append(_there(place, "components", "prometheus"))
     if rendering.gpu:
         components.append(_there(place, "components", "gpu"))
     return {
