@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
+from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 from torch import Tensor, nn
 
 from deploy.cli import run
@@ -349,6 +351,27 @@ def test_every_format_says_what_torch_says_on_every_runtime(
         with open_model(path, runtime) as model:
             gap = np.abs(model.predict(x) - expected).max() / np.ptp(expected)
         assert gap < allowed(name), runtime
+
+
+def test_an_onnx_export_writes_only_into_its_workshop(
+    cnn: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writes_where_it_stands(*_: object, **__: object) -> None:
+        Path("sym_shape_infer_temp.onnx").touch()
+
+    # What onnxruntime does where this inference does not end.
+    monkeypatch.setattr(SymbolicShapeInference, "infer_shapes", writes_where_it_stands)
+    monkeypatch.chdir(tmp_path)
+    for name in ("onnx-int8", "onnx-dynamic"):
+        source = replace(cnn, workshop=Path(tempfile.mkdtemp(dir=tmp_path.parent)))
+        assert exported(source, name, source.workshop)[0].is_file()
+        assert not list(tmp_path.iterdir())
+
+
+def test_an_onnx_file_has_what_runtimes_read_and_no_more(lstm: Source, tmp_path: Path) -> None:
+    path, _ = exported(lstm, "onnx-fp32", tmp_path)
+    weights = sum(own.numel() for own in lstm.model.parameters())
+    assert 4 * weights < path.stat().st_size < 4 * weights + 600
 
 
 def test_int8_files_take_what_their_name_says(cnn: Source, tmp_path: Path) -> None:

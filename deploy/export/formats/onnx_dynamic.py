@@ -7,6 +7,7 @@ from pathlib import Path
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from deploy.export.formats.onnx_int8 import prepared
+from deploy.export.formats.onnx_slim import slim
 from deploy.export.formats.source import Made, Source
 
 # Convolutions stay float: quantized so, they are slower than that.
@@ -21,4 +22,5 @@ def write(source: Source, path: Path) -> Made:
         op_types_to_quantize=_OPERATORS,
         weight_type=QuantType.QInt8,
     )
+    slim(path)
     return Made("int8 weights")

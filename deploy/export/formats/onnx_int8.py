@@ -19,6 +19,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from deploy.export.formats.matching import matched
 from deploy.export.formats.onnx_fp32 import INPUT, convert
+from deploy.export.formats.onnx_slim import slim
 from deploy.export.formats.onnx_values import open_onnx
 from deploy.export.formats.source import Made, Source, calibration_note
 from shared_models.ranges import Ranges
@@ -41,6 +42,7 @@ def write(source: Source, path: Path) -> Made:
         weight_type=QuantType.QInt8,
         calibrate_method=CalibrationMethod.MinMax,
     )
+    slim(path)
     return Made("int8 weights and activations", calibration_note(source))
 
 
@@ -48,8 +50,9 @@ def prepared(source: Source) -> Path:
     """Returns the fp32 file with shapes inferred and constants folded, as quantizers need it."""
 
     def prepare(path: Path) -> None:
-        # Sides that were halved and doubled again are other symbols: merged, they fit together.
-        quant_pre_process(str(convert(source)), str(path), auto_merge=True)
+        # The symbolic inference writes into the working directory where it fails, and what it
+        # finds the other one finds, too.
+        quant_pre_process(str(convert(source)), str(path), skip_symbolic_shape=True)
 
     return source.once("prepared.onnx", prepare)
 
