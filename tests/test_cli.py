@@ -19,6 +19,7 @@ VERBS = (
     "predict",
     "bench",
     "compare",
+    "report",
     "models",
     "client",
     "doctor",

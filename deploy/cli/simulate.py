@@ -159,6 +159,7 @@ class _Choice:
 
 def _run(config: Path, resolved: Config, choice: _Choice, shown: Shown) -> Path:
     from deploy.planning import adopt_plan
+    from deploy.report.closing import reported
     from deploy.simulate import check, open_grid
     from deploy.simulate import simulate as run_stages
     from deploy.watching.sinks import AboutRun
@@ -176,7 +177,7 @@ def _run(config: Path, resolved: Config, choice: _Choice, shown: Shown) -> Path:
         try:
             about = AboutRun(path.name, path, to_toml(resolved))
             line = f"{resolved.name}: run folder {path}"
-            with observer(watch, about, shown, line) as observe:
+            with reported(path), observer(watch, about, shown, line) as observe:
                 run_stages(resolved, path, observe, grid, resume=resume)
         except KeyboardInterrupt:
             raise Interrupted(

@@ -184,6 +184,7 @@ def _is_home(folder: Path) -> bool:
 
 def _follow(remote: Remote, folder: Path, offset: int, shown: Shown) -> None:
     from deploy.fleet.submit import Follower, bring_home, interrupted
+    from deploy.report.closing import reported
     from deploy.watching.sinks import AboutRun
     from deploy.watching.watch import opened
 
@@ -191,6 +192,7 @@ def _follow(remote: Remote, folder: Path, offset: int, shown: Shown) -> None:
     about = AboutRun(run, folder, (folder / "config.toml").read_text())
     try:
         with (
+            reported(folder),
             opened(shown.watching) as watch,
             observer(watch, about, shown, f"{run}: run folder {folder}") as observe,
         ):

@@ -37,6 +37,7 @@ class Table:
     marked: frozenset[int] = frozenset()
     note: str = ""
     folded: bool = False
+    wide: bool = False
     kind: Literal["table"] = "table"
 
 

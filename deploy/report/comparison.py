@@ -29,10 +29,12 @@ def comparison(stories: Sequence[Story]) -> Chapter:
 
 
 def _sentence(stories: Sequence[Story]) -> str:
-    metrics = {story.metric for story in stories}
+    asked = {(story.metric, story.task, story.config["data"].get("name")) for story in stories}
     known = [(value, s) for s in stories if (value := final_value(s)) is not None]
-    if len(metrics) > 1 or not known:
+    if len(asked) > 1:
         return f"{joined([story.name for story in stories])} answer different questions."
+    if not known:
+        return "None of them has been measured yet."
     first = known[0][1]
     best, winner = (min if first.less_is_better(first.metric) else max)(
         known, key=lambda own: own[0]
@@ -125,7 +127,7 @@ def _over_bytes(stories: Sequence[Story], metric: str) -> Figure:
 
 
 def _differences(stories: Sequence[Story]) -> Block:
-    flat = [flattened(story.config) for story in stories]
+    flat = [flattened(_comparable(story, stories)) for story in stories]
     keys = dict.fromkeys(key for own in flat for key in own)
     rows = tuple(
         (key, *(own.get(key, "-") for own in flat))
@@ -134,7 +136,24 @@ def _differences(stories: Sequence[Story]) -> Block:
     )
     if not rows:
         return Note("Nothing: their configs are the same.")
-    return Table("Keys of the configs", ("key", *(story.name for story in stories)), rows)
+    names = (story.name for story in stories)
+    return Table("Keys of the configs", ("key", *names), rows, wide=True)
+
+
+def _comparable(story: Story, stories: Sequence[Story]) -> dict[str, Any]:
+    """Returns a config in which stages that not all runs have are told in a few words."""
+    shared = set.intersection(*({_name(own) for own in s.config["stages"]} for s in stories))
+    stages = story.config["stages"]
+    others = {
+        f"stages.{_name(own)}": f"{own.get('kind')}, {own.get('rounds', 0)} rounds"
+        for own in stages
+        if _name(own) not in shared
+    }
+    return {**story.config, "stages": [own for own in stages if _name(own) in shared], **others}
+
+
+def _name(stage: Mapping[str, Any]) -> str:
+    return str(stage.get("name", stage.get("kind")))
 
 
 def flattened(config: Mapping[str, Any], before: str = "") -> dict[str, str]:
@@ -149,7 +168,7 @@ def flattened(config: Mapping[str, Any], before: str = "") -> dict[str, str]:
             found |= flattened(value, f"{before}{key}.")
         elif isinstance(value, list) and all(isinstance(own, dict) for own in value) and value:
             for own in value:
-                found |= flattened(own, f"{before}{key}.{own.get('name', own.get('kind'))}.")
+                found |= flattened(own, f"{before}{key}.{_name(own)}.")
         else:
             found[f"{before}{key}"] = str(value)
     return found

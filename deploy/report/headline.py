@@ -34,11 +34,11 @@ def final_value(story: Story) -> float | None:
 def headline(story: Story) -> tuple[str, ...]:
     """Returns what happened, in sentences."""
     told = [_what(story)]
+    told += [f"{_state(story)}: {story.reason}."] if story.reason else []
     if not story.records:
         told.append("No round has finished yet.")
     else:
         told += [_how_well(story), *_whom(story), _attendance(story)]
-    told += [f"{_state(story)}: {story.reason}."] if story.reason else []
     if story.files:
         told.append(_ship(story))
     return tuple(told)

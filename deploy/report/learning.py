@@ -86,21 +86,38 @@ def figure_of(
 ) -> Figure:
     """Returns curves by round, over all stages."""
     rounds = [place for place, _ in story.placed()]
-    told = [f"{record.stage}, round {record.round}" for record in story.records]
     shown = [own for own in curves if own.there]
     words = "; ".join(course(own, rounds, less=less) for own in shown)
     return Figure(
         title,
         f"Line chart of {title.lower()}. {words}.",
-        [_line(own, rounds, told) for own in shown],
+        [_line(own, story) for own in shown],
         {**layout("round", axis), **stage_marks(story.stages)},
         **more,
     )
 
 
-def _line(own: Curve, rounds: Sequence[int], told: Sequence[str]) -> Trace:
-    names = [plain(told[k]) for k, _ in own.there]
-    return line(own.name, rounds, own.values, own.look, text=names, hovertemplate=_HOVER)
+def _line(own: Curve, story: Story) -> Trace:
+    rounds = [place for place, _ in story.placed()]
+    made = line(own.name, rounds, own.values, own.look, hovertemplate=_HOVER)
+    return broken(made, [stage.first for stage in story.stages])
+
+
+def broken(made: Trace, firsts: Sequence[int]) -> Trace:
+    """Returns a line that is not drawn from one stage to the next: they may measure other things.
+
+    >>> broken({"x": [1, 2, 3], "y": [5, 6, 7]}, [0, 2])
+    {'x': [1, 2, None, 3], 'y': [5, 6, None, 7]}
+    """
+    x: list[int | None] = []
+    y: list[float | None] = []
+    for at, value in zip(made["x"], made["y"], strict=True):
+        if any(
+            before is not None and before <= first < at for first in firsts for before in x[-1:]
+        ):
+            x, y = [*x, None], [*y, None]
+        x, y = [*x, at], [*y, value]
+    return {**made, "x": x, "y": y}
 
 
 _HOVER = "%{y:.4~g}<extra>%{fullData.name}</extra>"

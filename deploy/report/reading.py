@@ -102,6 +102,7 @@ def _config(path: Path, text: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path / 'config.toml'}: damaged: {one_line(str(error))}") from None
     stages, data = config.get("stages"), config.get("data", {})
+    config["data"] = data
     tables = [data, *stages] if isinstance(stages, list) else [None]
     if not all(isinstance(table, dict) for table in tables):
         raise InputError(f"{path / 'config.toml'}: has no stages; it is no config of a run")
