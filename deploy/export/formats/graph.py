@@ -66,7 +66,7 @@ class Graph:
         """Adds a tensor that an operator, or the user, fills."""
         tensor = schema.TensorT()
         form = tuple(shape), np.dtype(dtype)
-        tensor.shape, tensor.type, tensor.buffer = list(shape), _TYPES[form[1]], 0
+        tensor.shape, tensor.type, tensor.buffer = _whole(shape), _TYPES[form[1]], 0
         self._forms.append(form)
         self._made.tensors.append(tensor)
         return len(self._forms) - 1
@@ -103,7 +103,7 @@ class Graph:
         """Adds an operator that fills several tensors."""
         made = schema.OperatorT()
         made.opcodeIndex = self._code(operator.name, operator.version)
-        made.inputs, made.outputs = list(inputs), list(outputs)
+        made.inputs, made.outputs = _whole(inputs), _whole(outputs)
         if operator.options:
             made.builtinOptionsType = getattr(schema.BuiltinOptions, operator.options)
             made.builtinOptions = getattr(schema, f"{operator.options}T")()
@@ -113,7 +113,7 @@ class Graph:
 
     def end(self, inputs: Sequence[int], outputs: Sequence[int]) -> None:
         """Says what the graph takes and gives."""
-        self._made.inputs, self._made.outputs = list(inputs), list(outputs)
+        self._made.inputs, self._made.outputs = _whole(inputs), _whole(outputs)
 
     def to_bytes(self, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> bytes:
         """Returns the file, if this is its first graph; ends have names in its only signature."""
@@ -158,18 +158,29 @@ def _ends(named: Mapping[str, int]) -> list[Any]:
     return ends
 
 
-class _Builder(flatbuffers.Builder):  # type: ignore[misc]  # flatbuffers is untyped
-    """Begins every tensor's values at a multiple of 16 bytes, as the schema demands.
+def _whole(values: Sequence[int]) -> NDArray[np.int32]:
+    return np.array(values, np.int32)
 
-    Python's code for the schema leaves that out; a device may read such values with instructions
-    that cannot do without.
+
+class _Builder(flatbuffers.Builder):  # type: ignore[misc]  # flatbuffers is untyped
+    """Begins every tensor's values at a multiple of 16 bytes, and writes equal arrays once.
+
+    Python's code for the schema does neither. The schema demands the first; a device may read such
+    values with instructions that cannot do without.
     """
 
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self._known: dict[tuple[str, bytes], int] = {}
+
     def CreateNumpyVector(self, x: NDArray[Any]) -> int:  # noqa: N802 - its name there
-        """Writes an array."""
-        self.Prep(16, x.nbytes)
-        made: int = super().CreateNumpyVector(x)
-        return made
+        """Writes an array, or points to the same one before."""
+        key = x.dtype.str, x.tobytes()
+        if key not in self._known:
+            if x.dtype == np.uint8:
+                self.Prep(16, x.nbytes)
+            self._known[key] = super().CreateNumpyVector(x)
+        return self._known[key]
 
 
 def pack(model: Any) -> bytes:

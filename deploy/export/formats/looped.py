@@ -36,8 +36,6 @@ def write_looped(model: Recurrent, shape: Sequence[int], stores: Stores) -> byte
     x = entry = graph.activation((1, *shape), np.float32 if model.embedding is None else np.int32)
     if model.embedding is not None:
         x = embed(graph, model.embedding, x, stores.floats)
-    rows = graph.form(x)[0][1:]
-    x = _apply(graph, "RESHAPE", [x, graph.constant(np.array(rows, np.int32))], rows)
     layers = [(own, place) for own in model.layers for place in range(own.num_layers)]
     for layer in layers:
         x = _layer(graph, layer, x, stores, whole=layer != layers[-1])
@@ -49,11 +47,10 @@ def write_looped(model: Recurrent, shape: Sequence[int], stores: Stores) -> byte
 def _layer(graph: Graph, of: tuple[Layer, int], x: int, stores: Stores, *, whole: bool) -> int:
     """Adds a layer over `(time, width)`; returns its last state `(1, width)`, or the `whole`."""
     of_input, of_state, bias = recurrent_numbers(*of)
-    (time, _), width = graph.form(x)[0], of[0].hidden_size
+    time, width = graph.form(x)[0][-2], of[0].hidden_size
     weights = [stores.dense(graph, of_input), graph.constant(bias)]
-    driven = graph.apply(
-        fully_connected(), [x, *weights], graph.activation((time, len(bias)))
-    )  # of all steps at once: what does not depend on the state
+    # Of all steps at once: what does not depend on the state.
+    driven = graph.apply(fully_connected(), [x, *weights], graph.activation((time, len(bias))))
     advance = _lstm if isinstance(of[0], nn.LSTM) else _relu if has_relu(of[0]) else _tanh
     parts = 2 if advance is _lstm else 1
 
@@ -122,7 +119,6 @@ _OPTIONS = {
     "ADD": "AddOptions",
     "MUL": "MulOptions",
     "GATHER": "GatherOptions",
-    "RESHAPE": "ReshapeOptions",
 }
 
 

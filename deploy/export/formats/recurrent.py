@@ -81,20 +81,26 @@ class _Reader:
 
     def _dense(self, node: Any) -> tuple[tuple[Dense, ...], Any]:
         found: list[Dense] = []
-        relu = False
         while True:
+            node, relu = self._before_relu(node)
             layer = self._layer(node)
-            if isinstance(layer, nn.Linear):
-                found.insert(0, Dense(layer, relu))
-                relu = False
-            elif isinstance(layer, nn.ReLU) or (isinstance(node, Node) and node.target in _RELU):
-                relu = True
-            elif not isinstance(layer, _IDLE):
+            if not isinstance(layer, nn.Linear):
                 break
+            found.insert(0, Dense(layer, relu))
             node = node.args[0]
         if relu or not found:
             raise UnknownStructureError("no dense layer follows the last state")
         return tuple(found), node
+
+    def _before_relu(self, node: Any) -> tuple[Any, bool]:
+        """Returns what stands before ReLUs and idle layers, and whether there was a ReLU."""
+        relu = False
+        while True:
+            node = self._idle(node)
+            called = isinstance(node, Node) and node.target in _RELU
+            if not called and not isinstance(self._layer(node), nn.ReLU):
+                return node, relu
+            node, relu = node.args[0], True
 
     def _before_last_step(self, node: Any) -> Any:
         """Returns the layer whose state after the last step this is."""
