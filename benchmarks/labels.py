@@ -12,9 +12,10 @@ the data knows people, with other seeds than those that are told.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,7 +135,7 @@ def cells_of(
 
 @dataclass(frozen=True)
 class Row:
-    """The accuracies of one way to learn from a share of the labels, one a seed.
+    """The accuracies of one way to learn from a share of the labels, by seed.
 
     `rate`: of the supervised stage, empty where it is that of the setting.
     """
@@ -143,45 +144,55 @@ class Row:
     fraction: float
     way: str
     rate: str
-    accuracies: tuple[float, ...]
+    accuracies: Mapping[int, float]
 
     @property
     def mean(self) -> float:
         """The mean over seeds."""
-        return statistics.fmean(self.accuracies)
+        return statistics.fmean(self.accuracies.values())
 
     @property
     def spread(self) -> float:
-        """The standard deviation over seeds; 0 for one."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+        """The standard deviation over seeds; of one there is none, NaN."""
+        return statistics.stdev(self.accuracies.values()) if len(self.accuracies) > 1 else math.nan
+
+    def at(self, seeds: Collection[int]) -> Row:
+        """Returns the row of these seeds alone."""
+        kept = {seed: own for seed, own in self.accuracies.items() if seed in seeds}
+        return replace(self, accuracies=kept)
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} ± {100 * self.spread:.1f}"
+        told = f"{100 * self.mean:.1f}"
+        return told if math.isnan(self.spread) else f"{told} ± {100 * self.spread:.1f}"
 
 
 def rows_of(curves: Mapping[str, Curve]) -> list[Row]:
     """Returns what all runs of a file say, by data set, share and way."""
-    found: dict[tuple[str, float, str, str], list[float]] = {}
+    found: dict[tuple[str, float, str, str], dict[int, float]] = {}
     for name, curve in curves.items():
-        dataset, fraction, way, _, *rate = name.split(" ")
+        dataset, fraction, way, seed, *rate = name.split(" ")
         key = dataset, float(fraction), way, "".join(rate)
-        found.setdefault(key, []).append(curve.at_end(1))
-    rows = [Row(*key, tuple(own)) for key, own in found.items()]
+        found.setdefault(key, {})[int(seed)] = curve.at_end(1)
+    rows = [Row(*key, own) for key, own in found.items()]
     return sorted(rows, key=lambda row: (row.dataset, row.fraction, row.way != SCRATCH, row.way))
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Returns a table in Markdown: accuracy in per cent, mean and standard deviation over seeds."""
+    """Returns a table in Markdown: accuracy in per cent, mean and standard deviation over seeds.
+
+    Only seeds with which both ways were run are compared.
+    """
     scratch = {(row.dataset, row.fraction): row for row in rows if row.way == SCRATCH}
     head = ("data", "labels", "pretraining", "from scratch", "pretrained", "gain", "seeds")
     body = []
     for row in rows:
         base = scratch.get((row.dataset, row.fraction))
-        if row.way == SCRATCH or base is None:
+        both = row.accuracies.keys() & base.accuracies.keys() if base else ()
+        if row.way == SCRATCH or base is None or not both:
             continue
-        gain = f"{100 * (row.mean - base.mean):+.1f}"
-        seeds = str(len(row.accuracies))
-        body.append((row.dataset, f"{row.fraction:.0%}", row.way, f"{base}", f"{row}", gain, seeds))
+        one, other = base.at(both), row.at(both)
+        gain, share = f"{100 * (other.mean - one.mean):+.1f}", f"{row.fraction:.0%}"
+        body.append((row.dataset, share, row.way, f"{one}", f"{other}", gain, f"{len(both)}"))
     return markdown(head, body)
 
 
@@ -213,6 +224,9 @@ def draw(rows: Sequence[Row]) -> Figure:
                 [100 * row.spread for row in line],
                 label=way, color=colour, marker="o", markersize=4, capsize=3,
             )  # fmt: skip
+        shares = sorted({100 * row.fraction for row in rows})
+        axes.set_xlim(0, 1.1 * shares[-1])
+        axes.set_xticks(shares)
         axes.set_title(dataset, fontsize=9, color=INK)
         axes.set_xlabel("% of examples with a label", fontsize=8, color=INK)
         axes.tick_params(labelsize=8, colors=INK)
@@ -256,9 +270,13 @@ def main(
     rows = rows_of(curves)
     if plot is not None:
         save(draw(rows), plot, "accuracy by the share of examples that have labels")
-    told = [{**asdict(row), "mean": row.mean, "spread": row.spread} for row in rows]
+    told = [{**asdict(row), "mean": row.mean, "spread": _or_none(row.spread)} for row in rows]
     text = choices(rows) if validate else table(rows)
     typer.echo(json.dumps(told, indent=2) if as_json else text)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _learned(
