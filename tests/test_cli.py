@@ -20,6 +20,7 @@ VERBS = (
     "bench",
     "compare",
     "report",
+    "live",
     "models",
     "client",
     "doctor",
@@ -40,7 +41,7 @@ VERBS = (
     "k8s render",
     "k8s keys",
 )
-RUN_ON = ("client", "server start", "server execute")  # answers nothing
+RUN_ON = ("live", "client", "server start", "server execute")  # answers nothing
 MANIFESTS = ("k8s render", "k8s keys")  # answers in YAML, to kubectl
 
 

@@ -122,7 +122,7 @@ def test_a_report_can_be_made_while_the_run_goes_on(tmp_path: Path) -> None:
 
 def test_before_its_first_round_a_run_says_so(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(CONFIG)
-    page = make_page([read_story(tmp_path)], 0.0)
+    page = make_page([read_story(tmp_path)], "now")
     assert "No round has finished yet." in render_content(page)
 
 
@@ -146,7 +146,7 @@ def test_a_damaged_file_is_told_and_the_rest_is_shown(
     folder: Path, name: str, content: str
 ) -> None:
     (folder / name).write_text(content)
-    page = make_page([story := read_story(folder)], 0.0)
+    page = make_page([story := read_story(folder)], "now")
     assert render_content(page)
     if name not in {"manifest.json", "summary.json"} or not content.startswith("{"):
         assert any(note.startswith(name) for note in story.notes)
@@ -169,7 +169,7 @@ def test_nothing_in_a_run_becomes_markup(folder: Path) -> None:
         path.write_text(text)
     config = CONFIG.replace('"told"', f"'{HOSTILE}'").replace('"tune"', f"'{HOSTILE}'")
     (folder / "config.toml").write_text(config)
-    html = render(make_page([read_story(folder)], 0.0))
+    html = render(make_page([read_story(folder)], "now"))
     assert "onerror" in html
     assert HOSTILE not in html
     assert "<img src=x" not in html
@@ -183,17 +183,17 @@ def test_text_in_a_plot_is_what_it_was() -> None:
 
 
 def test_a_page_needs_nothing_else_and_is_small(folder: Path) -> None:
-    html = render(make_page([read_story(folder)], 0.0))
+    html = render(make_page([read_story(folder)], "now"))
     assert len(html.encode()) < 6_000_000
     assert "default-src 'none'" in unescape(html)
     assert "connect-src 'none'" in unescape(html)
-    assert html == render(make_page([read_story(folder)], 0.0))
+    assert html == render(make_page([read_story(folder)], "now"))
 
 
 def test_several_runs_are_held_against_each_other(folder: Path, tmp_path: Path) -> None:
     config = CONFIG.replace("local_learning_rate = 0.1", "local_learning_rate = 0.3")
     other = write_run(tmp_path / "other", config=config)
-    page = make_page([read_story(folder), read_story(other)], 0.0)
+    page = make_page([read_story(folder), read_story(other)], "now")
     together = page.chapters[0]
     assert [own.title for own in page.chapters] == ["2 runs side by side", "told", "other"]
     (differences,) = (s for s in together.sections if s.name == "differences")

@@ -22,6 +22,7 @@ from deploy.cli import (
     edge,
     export,
     k8s,
+    live,
     models,
     report,
     server,
@@ -63,6 +64,7 @@ app.command()(edge.predict)
 app.command()(edge.bench)
 app.command()(compare.compare)
 app.command()(report.report)
+app.command()(live.live)
 app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(client.client)

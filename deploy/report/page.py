@@ -48,14 +48,17 @@ def write_report(runs: Sequence[Path], path: Path) -> None:
     Raises `InputError` for a folder that is none of a run.
     """
     unique = {run.resolve(): run for run in runs}.values()
-    page = make_page([read_story(run) for run in unique], time.time())
+    made = time.strftime("Made %Y-%m-%d %H:%M UTC", time.gmtime())
+    page = make_page([read_story(run) for run in unique], made)
     write_atomic(path, render(page).encode())
 
 
-def make_page(stories: Sequence[Story], now: float) -> Page:
-    """Returns what is to be told of runs; of several, first what there is to say of all."""
+def make_page(stories: Sequence[Story], made: str) -> Page:
+    """Returns what is to be told of runs; of several, first what there is to say of all.
+
+    `made` says when.
+    """
     own = tuple(chapter(story, place) for place, story in enumerate(stories))
-    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(now))
     if len(own) == 1:
         return Page(own[0].title, own, made)
     together = comparison(stories)

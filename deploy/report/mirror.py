@@ -1,0 +1,77 @@
+"""What a report reads of a run on a fleet, copied here as it grows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from deploy.report.reading import read_story
+from deploy.report.story import Status, Story
+from server.event_log import EVENTS
+from shared_models.errors import ServerError
+from shared_models.files import write_atomic
+
+_GROWING = ("metrics.jsonl", EVENTS)
+_WHOLE = re.compile(
+    r"config\.toml|manifest\.json|summary\.json|samples\.json"
+    r"|client_metrics/[A-Za-z0-9][\w.-]*\.json",
+    re.ASCII,
+)
+
+
+class Runs(Protocol):
+    """A server's run folders: what `Remote` is here, which says what raises what."""
+
+    def folders(self) -> list[dict[str, Any]]:
+        """Returns the runs in the server's state folder: `run`, `status`, `bytes`."""
+
+    def files(self, run: str) -> Mapping[str, int]:
+        """Returns the sizes of the files that can be read of a run."""
+
+    def read(self, run: str, path: str, offset: int = 0) -> bytes:
+        """Returns a file of a run from an offset on; nothing where there is no such byte."""
+
+
+class Mirror:
+    """A run on a server as a story; while the server is away it stays what it was."""
+
+    def __init__(self, remote: Runs, run: str, folder: Path) -> None:
+        self._remote = remote
+        self._run = run
+        self._folder = folder / run
+        self._sizes: dict[str, int] = {}
+        self._status: Status = "unfinished"
+
+    def story(self) -> Story:
+        """Returns what is known now; raises `ServerError` when nothing ever was."""
+        try:
+            self._refresh()
+        except ServerError:
+            if not (self._folder / "config.toml").exists():
+                raise
+        return read_story(self._folder, self._status)
+
+    def _refresh(self) -> None:
+        told = {str(own["run"]): str(own["status"]) for own in self._remote.folders()}
+        status = told.get(self._run, "")
+        self._status = "running" if status == "running" else "unfinished"
+        files = self._remote.files(self._run)
+        newest = max((name for name in files if name.startswith("client_metrics/")), default="")
+        for name, size in files.items():
+            if name in _GROWING:
+                self._grow(name)
+            elif _WHOLE.fullmatch(name) and (name == newest or "/" not in name):
+                self._copy(name, size)
+
+    def _grow(self, name: str) -> None:
+        path = self._folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write(self._remote.read(self._run, name, file.tell()))
+
+    def _copy(self, name: str, size: int) -> None:
+        if self._sizes.get(name) != size:
+            write_atomic(self._folder / name, self._remote.read(self._run, name))
+            self._sizes[name] = size
