@@ -23,60 +23,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.command import result_path, told_in_a_line
+from benchmarks.export_models import LESSONS, Lesson, Trained, ask, train
 from benchmarks.export_table import report
 from benchmarks.machine import machine
 from deploy.edge.answers import SCORINGS
 from deploy.edge.measure import measure_parity
 from deploy.edge.quiet import quietly
-from deploy.edge.reference import Reference, meaning_of
 from deploy.edge.runtimes import Model, is_installed, open_model, runtimes_for
 from deploy.export.formats import FORMATS, choose, export, objection
 from deploy.export.formats.recurrent import is_recurrent
 from deploy.export.formats.source import Source
-from deploy.export.shipping import targets_of
-from shared_models.datasets.dataset import Dataset
-from shared_models.datasets.load import load_task_data
 from shared_models.files import write_json
 from shared_models.task import Task
 from shared_models.tasks import TASKS, load_task
 
-_BATCH = 64
-_CALIBRATION = 200
 UNROLLED = ("unrolled-fp32", "unrolled-dynamic")
-"""What a recurrent model would be without the fused writer."""
-
-
-@dataclass(frozen=True)
-class Lesson:
-    """How long a model is trained, and how many test examples it is asked."""
-
-    steps: int = 1500
-    learning_rate: float = 1e-3
-    examples: int = 10_000
-
-
-# Of tasks that are learnt faster, or cost more, than the usual one.
-_LESSONS = {
-    "digits-cnn": Lesson(steps=600),
-    "mnist-cnn-mcmahan": Lesson(steps=400),
-    "shakespeare-lstm": Lesson(steps=150, learning_rate=5e-3, examples=500),
-    "watch-lstm": Lesson(steps=1000, learning_rate=3e-3),
-}
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A model, what calibrates its files, and what they are compared with."""
-
-    task: Task
-    model: nn.Module
-    calibration: NDArray[Any]
-    reference: Reference
-
-    @property
-    def size_bytes(self) -> int:
-        """What its weights take in float32."""
-        return sum(4 * weights.numel() for weights in self.model.parameters())
+"""What a recurrent model would be without a writer of ours."""
 
 
 @dataclass(frozen=True)
@@ -116,53 +78,14 @@ class Effort:
     runs: int = 20
 
 
-def train(task: Task, lesson: Lesson) -> Trained:
-    """Returns a model that was trained by Adam on all of the training data, in no fleet."""
-    data = load_task_data(task, task.dataset)
-    rng = np.random.default_rng(0)
-    model = task.model(0).train()
-    optimizer = torch.optim.Adam(model.parameters(), lesson.learning_rate)
-    for _ in range(lesson.steps):
-        chosen = np.sort(rng.choice(len(data.train), _BATCH, replace=False))
-        x, y = task.input.prepare(data.train.x[chosen]), data.train.y[chosen]
-        optimizer.zero_grad()
-        given = torch.from_numpy(x)
-        loss = task.loss(model(given), task.target(given, torch.from_numpy(y)))
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    model.eval()
-    chosen = np.sort(rng.choice(len(data.train), _CALIBRATION, replace=False))
-    calibration = task.input.prepare(data.train.x[chosen])
-    return Trained(task, model, calibration, _reference(task, model, data, lesson.examples))
-
-
-def _reference(task: Task, model: nn.Module, data: Dataset, examples: int) -> Reference:
-    test = data.test or data.train
-    chosen = np.linspace(0, len(test) - 1, min(examples, len(test))).astype(np.int64)
-    x = test.x[chosen]
-    outputs = [
-        _ask(model, task.input.prepare(part)) for part in np.array_split(x, len(x) // 100 + 1)
-    ]
-    meaning = meaning_of(task.labels, task.input, task.answer)
-    targets = targets_of(task, task.input.prepare(x), test.y[chosen])
-    return Reference(x, targets, np.concatenate(outputs), task.answer, meaning)
-
-
-@torch.inference_mode()
-def _ask(model: nn.Module, x: NDArray[Any]) -> NDArray[np.float32]:
-    outputs: NDArray[np.float32] = model(torch.from_numpy(x)).numpy()
-    return outputs
-
-
 def measure_task(trained: Trained, effort: Effort) -> Iterator[Row]:
     """Yields a row for every format, also for those that cannot be made of the model."""
-    defaults = choose(trained.model, ("onnx", "tflite"), ("auto",))
-    names = (*FORMATS, *(UNROLLED if is_recurrent(trained.model) else ()))
+    defaults = choose(trained.ships.model, ("onnx", "tflite"), ("auto",))
+    names = (*FORMATS, *(UNROLLED if is_recurrent(trained.ships.model) else ()))
     with tempfile.TemporaryDirectory() as folder:
-        source = Source(trained.model, trained.calibration, Path(folder))
+        source = Source(trained.ships.model, trained.calibration, Path(folder))
         for name in names:
-            reason = "" if name in UNROLLED else objection(trained.model, name)
+            reason = "" if name in UNROLLED else objection(trained.ships.model, name)
             if reason:
                 yield Row(trained.task.name, name, False, 0, (), (), reason, "")
                 continue
@@ -194,11 +117,11 @@ def _write(source: Source, name: str) -> tuple[Path, str]:
 
 
 def _measure(trained: Trained, path: Path, runtime: str, effort: Effort) -> Cell:
-    inputs, reference = trained.task.input, trained.reference
+    inputs, reference = trained.ships.input, trained.reference
     with open_model(path, runtime) as model:
         parity = measure_parity(model.predict, inputs, reference)
         x = inputs.prepare(reference.x[: effort.runs])
-        own, torchs = _in_turns(model, trained.model, x, effort)
+        own, torchs = _in_turns(model, trained.ships.model, x, effort)
         version = model.facts.version
     return Cell(
         runtime,
@@ -218,7 +141,7 @@ def _in_turns(
     """Returns median milliseconds a turn of the file, and of torch right before it."""
     own, theirs = [], []
     for _ in range(effort.turns):
-        theirs.append(statistics.median(_time(lambda one: _ask(torchs, one), x)))
+        theirs.append(statistics.median(_time(lambda one: ask(torchs, one), x)))
         own.append(float(np.median(model.time(x, effort.runs)[0])))
     return own, theirs
 
@@ -235,32 +158,43 @@ def _time(ask: Callable[[NDArray[Any]], Any], x: NDArray[Any]) -> list[float]:
 
 def measure(task: Task, effort: Effort) -> dict[str, Any]:
     """Returns the rows of a model, and what torch does in the same turns."""
-    trained = train(task, _LESSONS.get(task.name, Lesson()))
+    trained = train(task, LESSONS.get(task.name, Lesson()))
     rows = tuple(measure_task(trained, effort))
     reference = trained.reference
+    scoring = SCORINGS[reference.answer]
     return {
         "size_bytes": trained.size_bytes,
         "examples": len(reference.x),
-        "score": SCORINGS[reference.answer].score(reference.outputs, reference.targets),
+        "metric": scoring.metric,
+        "score": scoring.score(reference.outputs, reference.targets),
         "torch_ms": statistics.median(cell.torch_ms for row in rows for cell in row.cells),
         "rows": [asdict(row) for row in rows],
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
     }
 
 
 def complete(path: Path, names: Sequence[str], effort: Effort) -> dict[str, Any]:
-    """Returns the result in a file, in which each model is kept as soon as it is measured."""
+    """Returns the result in a file, in which each model is kept as soon as it is measured.
+
+    Those that are named are measured, anew if they are there; without a name, all that are missing.
+    """
     told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"tasks": {}}
-    for name in names:
-        if name not in told["tasks"]:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            told["tasks"][name] = {**measure(load_task(name), effort), **asdict(effort)}
-            told |= {"date": time.strftime("%Y-%m-%d"), "machine": machine()}
-            write_json(path, told)
+    for task in [load_task(name) for name in names or TASKS if names or name not in told["tasks"]]:
+        print(f"{task.name} ...", file=sys.stderr, flush=True)
+        known = {**told["tasks"], task.name: {**measure(task, effort), **asdict(effort)}}
+        told["tasks"] = {name: known[name] for name in TASKS if name in known}
+        write_json(path, told)
     return told
 
 
 def main(
-    tasks: Annotated[str, typer.Option(help="Names, with commas between.")] = ",".join(TASKS),
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task", help="This one, anew; may be repeated. Default: all that are missing."
+        ),
+    ] = None,
     turns: Annotated[int, typer.Option(min=1, help="How often each file is timed.")] = Effort.turns,
     out: Annotated[
         Path | None,
@@ -270,12 +204,12 @@ def main(
 ) -> None:
     """Train every model for a minute, export it to every format, run every file everywhere.
 
-    Example: python -m benchmarks.export --json
+    Example: python -m benchmarks.export --task watch-lstm
     """
     torch.set_num_threads(1)
     path = result_path(out, "export")
     with told_in_a_line():
-        told = complete(path, tasks.split(","), Effort(turns))
+        told = complete(path, tasks or (), Effort(turns))
     print(json.dumps(told, indent=2) if as_json else f"{report(told)}\n\n{path}")
 
 
