@@ -48,12 +48,14 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
     from server.evaluation import evaluation_split
     from server.initial import initial
     from server.parts import check_cohort
+    from server.robustness import check_attack
     from shared_models.stage_task import check_calibration, final_task
 
     host = _taking_part(open_host(config))
     if plan is not None:
         check_replay(plan, host.dataset.digest())
     evaluation_split(config, host.task)
+    check_attack(config, host.task)
     if not checkpoint_files(folder / "checkpoints"):
         initial(config)
     check_devices(config)

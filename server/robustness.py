@@ -28,16 +28,22 @@ Attacked: TypeAlias = Callable[[Arrays], Mapping[str, float]]
 _STEPS, _EXAMPLES, _BATCH = 10, 1000, 100
 
 
+def check_attack(config: Config, task: Task) -> None:
+    """Raises `InputError` where the config asks for attacks on examples that nobody can attack."""
+    fault = attack_fault(task)
+    if fault and config.evaluate.adversarial_epsilon is not None:
+        raise InputError(f"evaluate.adversarial_epsilon: {fault}")
+
+
 def attacked_of(config: Config, task: Task, split: Split, device: torch.device) -> Attacked | None:
     """Returns what attacks the model as the config says, or None where it says nothing.
 
-    Raises `InputError` for a task whose examples cannot be moved a little.
+    Raises `InputError` for a task whose examples nobody can attack.
     """
     asked = config.evaluate
     if asked.adversarial_epsilon is None:
         return None
-    if fault := attack_fault(task):
-        raise InputError(f"evaluate.adversarial_epsilon: {fault}")
+    check_attack(config, task)
     attack = Attack(asked.adversarial_epsilon, asked.adversarial_steps or _STEPS)
     count = min(asked.adversarial_examples or _EXAMPLES, len(split))
     spread = np.linspace(0, len(split) - 1, count).astype(np.int64)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from deploy.cli import run
-from server.robustness import attacked_of, make_attacked
+from server.robustness import check_attack, make_attacked
 from server.run_folder import RunFolder
 from shared_models.arrays import load_arrays, roles_of
 from shared_models.config import parse_config
@@ -118,7 +118,7 @@ def test_what_cannot_be_attacked_is_named(name: str, told: str) -> None:
     with pytest.raises(InputError, match=f"objective: 'adversarial' cannot be: task {told}"):
         objective_of(config.learning_stages[0], task)(ground)
     with pytest.raises(InputError, match=f"evaluate.adversarial_epsilon: task {told}"):
-        attacked_of(config, task, held_out(), torch.device("cpu"))
+        check_attack(config, task)
 
 
 def test_keys_of_an_attack_say_what_they_are_for() -> None:
