@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,simulation,export,edge,parquet,report,metrics,tensorboard,mlflow,telemetry,bench,docs,dev
 
-.PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env edge-env images clean
+.PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env docs edge-env images clean
 
 env: .venv/.installed
 
@@ -69,6 +69,11 @@ edge-env: .venv-tflite/.installed
 # All systems side by side, about an hour on two idle cores: make bench BENCH="--workloads W2 --repeat 1"
 bench: bench-env
 	$(BIN)/python -m benchmarks.compare $(BENCH)
+
+# The site, from docs/ and from the code, into build/site: a link to nowhere is an error.
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict
+	@echo "build/site/index.html"
 
 # The images of k8s/, a few minutes each: make images ENGINE=podman PLATFORM=linux/arm64
 # With BASE, or with an index of your own: make images IMAGE_OPTIONS="--build-arg BASE=..."

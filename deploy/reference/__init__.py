@@ -1,0 +1,1 @@
+"""Reference pages made from the code: the command line, the config, the metrics, the examples."""
