@@ -72,9 +72,9 @@ def live(
             read = stack.enter_context(_far_away(connection, asked))
         read()  # what is wrong with it is better told here
         key = _key(bind, live_token)
-        listener = stack.enter_context(_listener(bind, port))
-        _announce(bind, listener.getsockname()[1], key)
-        _serve(make_app(read, Served(every, key)), listener)
+        own = stack.enter_context(listener(bind, port))
+        _announce(bind, own.getsockname()[1], key)
+        _serve(make_app(read, Served(every, key)), own)
 
 
 def _here(runs: Sequence[str]) -> Callable[[], list[Story]]:
@@ -112,7 +112,8 @@ def _key(bind: str, file: Path | None) -> str | None:
     return text
 
 
-def _listener(bind: str, port: int) -> socket.socket:
+def listener(bind: str, port: int) -> socket.socket:
+    """Returns what listens on an address; `InputError` where nobody can."""
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     try:
         return socket.create_server((bind, port), family=family)
@@ -132,9 +133,8 @@ def _announce(bind: str, port: int, key: str | None) -> None:
         print("the token travels without TLS: only in a network that you trust", flush=True)
 
 
-def _serve(app: Starlette, listener: socket.socket) -> None:
-    import uvicorn
+def _serve(app: Starlette, own: socket.socket) -> None:
+    from deploy.report.live import server_of
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+        server_of(app).run(sockets=[own])

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
@@ -87,6 +88,20 @@ def make_app(read: Callable[[], Sequence[Story]], served: Served) -> Starlette:
     return Starlette(
         routes=[Route("/", index), Route("/news", news)],
         middleware=[Middleware(Guard, token=served.token)],
+    )
+
+
+def server_of(app: Starlette) -> uvicorn.Server:
+    """Returns what serves an app in silence; it ends when it is told to, whoever still looks."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            ws="none",
+            timeout_graceful_shutdown=2,
+        )
     )
 
 
