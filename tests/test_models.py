@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
 from shared_models.errors import InputError
 from shared_models.task import parameter_count
 from shared_models.tasks import TASKS, load_task
+from tests.conftest import ROOT
 
 COUNTS = {
     "digits-cnn": 8_714,
@@ -51,6 +54,12 @@ CLASSIFIERS = [name for name in TASKS if load_task(name).answer == "classes"]
 
 def test_every_task_has_its_count_here() -> None:
     assert set(COUNTS) == set(TASKS)
+
+
+def test_the_page_on_the_zoo_has_every_task_with_its_count() -> None:
+    page = (ROOT / "docs" / "zoo.md").read_text()
+    rows = re.findall(r"(?m)^\| `([\w-]+)` \| [^|]+ \| ([\d,]+) \|", page)
+    assert {name: int(count.replace(",", "")) for name, count in rows} == COUNTS
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,18 @@ from flwr.app import Context, RecordDict
 
 from clients.app import app
 from clients.planner import block_size, settle
+from clients.trainers import TRAINERS
 from deploy.cli import run
 from deploy.engines.grid import RunConfig
 from deploy.engines.inline import InlineGrid
 from server.app import make_app
 from server.run_folder import RunFolder
 from shared_models.config import Plan, to_toml
-from shared_models.errors import InputError
+from shared_models.datasets.load import load_dataset
+from shared_models.errors import DataError, InputError
 from shared_models.files import sha256_of
+from shared_models.tasks import TASKS, load_task
+from tests.conftest import ROOT
 from tests.in_memory import config_of, opened
 
 AUTO = ("-s", "plan.trainer=auto")
@@ -154,3 +159,51 @@ def test_a_plan_from_elsewhere_is_checked(
     ):
         assert run(["simulate", str(digits_toml), "--plan", given]) == 2
         assert told in capsys.readouterr().err
+
+
+TINY = """
+task = "{name}"
+
+[data]
+clients = 2
+max_examples_per_client = 8
+
+[evaluate]
+data = "none"
+
+[[stages]]
+kind = "train"
+rounds = 1
+clients_per_round = 2
+batch_size = 4
+local_learning_rate = 0.01
+"""
+
+
+def trainers_of(task: str) -> set[str]:
+    """Returns which trainers fit a task, as the page on the zoo says."""
+    _, after = (ROOT / "docs" / "zoo.md").read_text().split("trainers that fit")
+    cells = [row.split("|")[1:3] for row in after.split("\n\n")[0].splitlines() if "| `" in row]
+    (named,) = [trainers for tasks, trainers in cells if f"`{task}`" in tasks]
+    return set(re.findall(r"`(\w+)`", named))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
+def test_the_manifest_says_who_can_train_a_task_and_why_others_cannot(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text(TINY.format(name=name))
+    try:
+        load_dataset(load_task(name).dataset)
+    except DataError as error:
+        pytest.skip(f"NO DATA: {error}")
+    assert run(["simulate", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "run")]) == 0
+    manifest = RunFolder(tmp_path / "run").manifest()
+    took, left_out = manifest["measured"]["ms_a_client"], manifest["measured"]["left_out"]
+    fit = {trainer.removesuffix("+") for trainer in took}
+    assert fit == trainers_of(name)
+    assert manifest["plan"]["trainer"] in fit
+    # `reused` does what the loop does: one of them is enough.
+    assert fit | set(left_out) | {"loop"} == set(TRAINERS)
+    assert all(left_out.values())
