@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
 import deploy.edge.child
 import deploy.edge.runtimes
 from deploy.cli import run
 from deploy.edge.artefact import load_artefact
-from deploy.edge.card import Card, read_card
+from deploy.edge.bench import bench
+from deploy.edge.card import Card, find_card, read_card
 from deploy.edge.predict import Sampling, encode, generate
 from deploy.edge.reference import load_reference
 from deploy.edge.runtimes import Floats, is_installed, open_model
+from deploy.export.formats.graph import Graph, Operator
 from shared_models.datasets.shakespeare import ALPHABET
 from shared_models.errors import ExportError
 from shared_models.inputs import InputSpec
@@ -211,12 +213,65 @@ def test_bench_times_every_runtime_and_thread_count(
         assert 10 < timing["peak_mb"] < 500
 
 
-def test_bench_takes_files_of_others(
-    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def write_onnx(path: Path, taken: int, inputs: int = 1) -> Path:
+    """Writes a file that knows nothing of us: what it is given, as float32, doubled."""
+    entries = [helper.make_tensor_value_info(f"in{k}", taken, [1, 3]) for k in range(inputs)]
+    nodes = [helper.make_node("Cast", ["in0"], ["cast"], to=TensorProto.FLOAT)]
+    nodes.append(helper.make_node("Add", ["cast", "cast"], ["out"]))
+    told = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 3])
+    opset = [helper.make_opsetid("", 18)]
+    graph = helper.make_graph(nodes, "theirs", entries, [told])
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString()
+    )
+    return path
+
+
+@pytest.mark.parametrize("taken", ["FLOAT", "DOUBLE", "FLOAT16", "INT64", "INT32", "UINT8", "BOOL"])
+def test_bench_takes_files_of_others(taken: str, tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "theirs.onnx", getattr(TensorProto, taken))
+    assert find_card(path) is None
+    (timing,), failed = bench(path, 30, (1,))
+    assert (timing.runs, failed) == (30, [])
+    with open_model(path) as model:
+        assert model.predict(np.array([[0, 1, 1]])).tolist() == [[0, 2, 2]]
+
+
+def test_input_that_cannot_be_fed_is_named(tmp_path: Path) -> None:
+    words = write_onnx(tmp_path / "words.onnx", TensorProto.STRING)
+    with pytest.raises(ExportError, match=r"its input 'in0' is tensor\(string\)"):
+        bench(words, 5, (1,))
+    two = write_onnx(tmp_path / "two.onnx", TensorProto.FLOAT, inputs=2)
+    with pytest.raises(ExportError, match="it takes 2 inputs at once"):
+        bench(two, 5, (1,))
+
+
+def test_bench_takes_a_tflite_file_of_others(tmp_path: Path) -> None:
+    graph = Graph()
+    x = graph.activation((1, 3))
+    path = tmp_path / "theirs.tflite"
+    made = graph.apply(Operator("ADD", 1, "AddOptions"), [x, x], graph.activation((1, 3)))
+    path.write_bytes(graph.to_bytes({"a": x}, {"b": made}))
+    timings, failed = bench(path, 5, (1,))
+    assert {timing.runtime for timing in timings} >= {"litert"}
+    assert failed == []
+
+
+def test_a_setting_that_fails_leaves_the_others_their_figures(
+    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copy(exported / ONNX, tmp_path / "other.onnx")
-    (timing,) = told(capsys, "bench", str(tmp_path / "other.onnx"), "--threads", "1")["timings"]
-    assert timing["runs"] == 200
+    words = ("bench", str(exported / TFLITE), "--runs", "5", "--threads", "1", "--threads", "96")
+    words = (*words, "--runtime", "litert")
+    assert [one["threads"] for one in told(capsys, *words)["timings"]] == [1, 96]
+    # What threads would add is taken away: none is left for so many.
+    monkeypatch.setattr(deploy.edge.child, "_THREAD_MB", -10)
+    found = told(capsys, *words)
+    assert [one["threads"] for one in found["timings"]] == [1]
+    (failed,) = found["failed"]
+    assert failed["threads"] == 96
+    assert "needs more than the 40 MB" in failed["reason"]
+    assert run([*words]) == 0
+    assert "failed on 96 threads" in capsys.readouterr().out
 
 
 def test_predict_and_bench_need_neither_torch_nor_flower_nor_ray(

@@ -183,12 +183,18 @@ def bench(
     from shared_models.machine import cores
 
     counts = tuple(dict.fromkeys(threads or (1, cores())))
-    timings = measure(file, runs, counts, runtime)
+    timings, failed = measure(file, runs, counts, runtime)
     if as_json:
         told = {"file": str(file), "size_bytes": file.stat().st_size, "machine": machine()}
-        print_json({**told, "timings": [asdict(timing) for timing in timings]})
+        found = {
+            "timings": [asdict(one) for one in timings],
+            "failed": [asdict(one) for one in failed],
+        }
+        print_json({**told, **found})
     else:
         print_table(_TIMES, [_timing_cells(timing) for timing in timings])
+        for one in failed:
+            print(f"failed on {one.threads} threads: {one.reason}")
 
 
 _TIMES = (

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from deploy.edge.card import Card, find_card
 from deploy.edge.runtimes import Facts, is_installed, open_model, runtimes_for
+from shared_models.errors import ExportError
 
 _EXAMPLES = 20
 
@@ -40,18 +41,34 @@ class Timing:
     cold_start_ms: float
 
 
-def bench(path: Path, runs: int, threads: tuple[int, ...], runtime: str = "") -> list[Timing]:
+@dataclass(frozen=True)
+class Failed:
+    """Why a file was not timed in a runtime, on so many threads."""
+
+    runtime: str
+    threads: int
+    reason: str
+
+
+def bench(
+    path: Path, runs: int, threads: tuple[int, ...], runtime: str = ""
+) -> tuple[list[Timing], list[Failed]]:
     """Times a file in a runtime, or in all that this machine has, on so many threads each.
 
-    Raises `InputError` for a wrong path or name, `ExportError` when the file cannot be run.
+    Raises `InputError` for a wrong path or name, `ExportError` when the file cannot be run at all.
     """
     card = find_card(path)
     names = [runtime] if runtime else [name for name in runtimes_for(path) if is_installed(name)]
-    return [
-        _time(path, name, count, runs, card)
-        for name in names or [""]  # none: opening says what to install
-        for count in threads
-    ]
+    timings, failed = [], []
+    for name in names or [""]:  # none: opening says what to install
+        for count in threads:
+            try:
+                timings.append(_time(path, name, count, runs, card))
+            except ExportError as error:
+                failed.append(Failed(name, count, str(error)))
+    if not timings:
+        raise ExportError(failed[0].reason)
+    return timings, failed
 
 
 def machine() -> dict[str, Any]:

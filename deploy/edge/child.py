@@ -24,8 +24,15 @@ from shared_models.errors import ExportError, one_line
 _WORKER = Path(__file__).with_name("worker.py")
 _HEADER_BYTES, _ANSWER_BYTES = 1 << 16, 1 << 30
 _NOTHING = np.empty(0, np.float32)
-_STARVED = ("MemoryError", "bad_alloc", "Failed to allocate memory", "Cannot allocate memory")
+_STARVED = (
+    "MemoryError",
+    "bad_alloc",
+    "Failed to allocate memory",
+    "Cannot allocate memory",
+    "failed to map segment",
+)
 MEMORY_MB = 1000
+_THREAD_MB, _ARENAS = 10, 4  # a thread's stack; by default malloc reserves 64 MB for each, too
 
 
 class Child:
@@ -39,7 +46,7 @@ class Child:
         self._where = f"{path}: {runtime}"
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `close`
         # Twenty times the file: weights as they lie, unpacked, and what flows between them.
-        self._megabytes = MEMORY_MB + 20 * path.stat().st_size // 1_000_000
+        self._megabytes = MEMORY_MB + 20 * path.stat().st_size // 1_000_000 + _THREAD_MB * threads
         arguments = [runtime, str(path.absolute()), str(threads), str(self._megabytes)]
         self._process = subprocess.Popen(
             [str(python), str(_WORKER), *arguments],
@@ -162,4 +169,5 @@ def _environment(python: Path) -> dict[str, str]:
     if str(python) != sys.executable:
         for name in ("PYTHONPATH", "PYTHONHOME"):
             kept.pop(name, None)
-    return {**kept, "OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    ours = {"OPENBLAS_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    return {**kept, **ours, "MALLOC_ARENA_MAX": str(_ARENAS)}

@@ -40,15 +40,36 @@ def open_onnx(path: str, threads: int) -> Opened:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    entry = session.get_inputs()[0]
+    (entry,) = _one_of(session.get_inputs())
     shape = tuple(size if isinstance(size, int) else 1 for size in entry.shape)
-    dtype = {"tensor(int64)": "int64", "tensor(int32)": "int32"}.get(entry.type, "float32")
+    if entry.type not in _ONNX_DTYPES:
+        raise TypeError(f"its input {entry.name!r} is {entry.type}, which cannot be fed")
+    dtype = np.dtype(_ONNX_DTYPES[entry.type])
 
     def run(x: NDArray[Any]) -> NDArray[Any]:
-        found: NDArray[Any] = session.run(None, {entry.name: x})[0]
+        found: NDArray[Any] = session.run(None, {entry.name: x.astype(dtype)})[0]
         return found
 
-    return run, shape, dtype, version("onnxruntime")
+    return run, shape, "int64" if dtype.kind in "iub" else "float32", version("onnxruntime")
+
+
+_ONNX_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+    **{
+        f"tensor({kind}{bits})": f"{kind}{bits}"
+        for kind in ("int", "uint")
+        for bits in (8, 16, 32, 64)
+    },
+}
+
+
+def _one_of(inputs: list[Any]) -> list[Any]:
+    if len(inputs) != 1:
+        raise TypeError(f"it takes {len(inputs)} inputs at once, only one can be fed")
+    return inputs
 
 
 def open_litert(path: str, threads: int) -> Opened:
@@ -67,7 +88,8 @@ def open_tflite_runtime(path: str, threads: int) -> Opened:
 
 def _tflite(interpreter: Any) -> tuple[Run, tuple[int, ...], str]:
     interpreter.allocate_tensors()
-    entry, exit_ = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    (entry,) = _one_of(interpreter.get_input_details())
+    exit_ = interpreter.get_output_details()[0]
 
     def run_one(x: NDArray[Any]) -> NDArray[Any]:
         interpreter.reset_all_variables()  # a recurrent model starts every example afresh
