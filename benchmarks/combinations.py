@@ -1,7 +1,8 @@
 """Does every combination of parts that the config accepts run? `python -m benchmarks.combinations`.
 
 Each runs three rounds of `digits-cnn` through the inline engine into a folder of its own, and has
-to end with finite weights. What the config refuses is listed with its reason.
+to end with finite weights; what is learned without labels is finetuned for two more. What is
+refused is listed with its reason.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from benchmarks.machine import machine
 from deploy.simulate import open_grid, simulate
 from shared_models.arrays import load_arrays
 from shared_models.config import Config, parse_config
-from shared_models.config.parts import CHOICES
-from shared_models.errors import ConfigError
+from shared_models.config.parts import CHOICES, PRETEXTS
+from shared_models.errors import InputError
 
 _TOML = """
 name = "combination"
@@ -38,13 +39,22 @@ trainer = "loop"
 block_size = 4
 
 [[stages]]
-kind = "train"
+name = "train"
 rounds = 3
+clients_per_round = 9
+local_learning_rate = 0.05
+"""
+_FINETUNE = """
+[[stages]]
+name = "finetune"
+kind = "finetune"
+rounds = 2
 clients_per_round = 9
 local_learning_rate = 0.05
 """
 # What a choice has no default for, and rates that suit the adaptive ones.
 _NUMBERS: Mapping[tuple[str, str], Mapping[str, float]] = {
+    ("objective", "adversarial"): {"adversarial_epsilon": 0.05},
     ("aggregator", "clipped_mean"): {"clip_norm": 1.0},
     ("server_optimizer", "adagrad"): {"server_learning_rate": 0.03},
     ("server_optimizer", "adam"): {"server_learning_rate": 0.03},
@@ -73,11 +83,13 @@ def every_pair() -> Iterator[Choice]:
 
 def config_of(choice: Choice, *overrides: str) -> Config:
     """Returns a combination's config; raises `ConfigError` when it makes no sense."""
-    told: dict[str, str | float] = {}
+    is_pretext = choice.get("objective") in PRETEXTS
+    told: dict[str, str | float] = {"kind": "pretrain" if is_pretext else "train"}
     for part, chosen in choice.items():
         told |= {part: chosen, **_NUMBERS.get((part, chosen), {})}
     own = [f"stages.train.{key}={value}" for key, value in told.items()]
-    return parse_config(_TOML, "combination", overrides=[*own, *overrides])
+    text = _TOML + _FINETUNE if is_pretext else _TOML
+    return parse_config(text, "combination", overrides=[*own, *overrides])
 
 
 def run(config: Config, folder: Path) -> float:
@@ -99,12 +111,11 @@ def main(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     for choice in every_combination():
         name = " ".join(choice.values())
         try:
-            config = config_of(choice)
-        except ConfigError as error:
-            refused[str(error).partition("stages.train.")[2]] += 1
+            with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+                accuracies[name] = run(config_of(choice), Path(folder) / "run")
+        except InputError as error:
+            refused[str(error).removeprefix("combination: stages.train.")] += 1
             continue
-        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            accuracies[name] = run(config, Path(folder) / "run")
         if not as_json:
             print(f"{name}: accuracy {accuracies[name]:.3f}", flush=True)
     told = {
