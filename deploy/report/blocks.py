@@ -77,8 +77,9 @@ class Curves:
 
 @dataclass(frozen=True)
 class Exhibit:
-    """One example: pictures or curves, and what is said under them."""
+    """One example: pictures, curves or text, and what is said under them."""
 
+    text: str = ""
     images: tuple[Image, ...] = ()
     curves: Curves | None = None
     lines: tuple[str, ...] = ()

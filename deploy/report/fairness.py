@@ -13,6 +13,7 @@ from deploy.report.words import named, number, percent, plural
 from server.sample_records import Samples
 
 _WORST = 10
+_ENOUGH = 5  # examples of a label
 _MOST_NAMED = 40  # labels: then a heat map has no room for each name
 
 
@@ -259,6 +260,7 @@ def _matrix(samples: Samples) -> Figure:
                 customdata=[list(row) for row in counts],
                 hovertemplate="%{y} taken for %{x}: %{customdata} (%{z:.0%})<extra></extra>",
                 **(numbers if len(labels) <= 12 else {}),
+                **({"xgap": 0, "ygap": 0} if len(labels) > _MOST_NAMED else {}),
             )
         ],
         {
@@ -269,6 +271,17 @@ def _matrix(samples: Samples) -> Figure:
         "Colours are shares of a row.",
         height=min(720, 200 + 28 * len(labels)),
     )
+
+
+def recognised(samples: Samples) -> list[tuple[float, int]]:
+    """Returns which share of each label's examples is recognised, with its place, worst first.
+
+    Labels of too few examples to tell are left away, where there are others.
+    """
+    sizes = [sum(row) for row in samples.confusion]
+    enough = [k for k, size in enumerate(sizes) if size >= _ENOUGH]
+    places = enough or [k for k, size in enumerate(sizes) if size]
+    return sorted((samples.confusion[k][k] / sizes[k], k) for k in places)
 
 
 def _mixed_up(samples: Samples) -> Table:
@@ -287,9 +300,8 @@ def _mixed_up(samples: Samples) -> Table:
 
 def _by_label(samples: Samples) -> Figure:
     counts = samples.confusion
-    there = [k for k, row in enumerate(counts) if sum(row)]
-    order = sorted(there, key=lambda k: counts[k][k] / sum(counts[k]))[:20]
-    found = [counts[k][k] / sum(counts[k]) for k in order]
+    worst = recognised(samples)[:20]
+    order, found = [place for _, place in worst], [share for share, _ in worst]
     names = [plain(_label(samples, k)) for k in order]
     trace = bars("recognised", found, names, orientation="h")
     trace["customdata"] = [sum(counts[k]) for k in order]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deploy.report.attendance import share_lost, totals
 from deploy.report.blocks import Card
 from deploy.report.exports import picks
-from deploy.report.fairness import worst_tenth
+from deploy.report.fairness import recognised, worst_tenth
 from deploy.report.story import Stage, Story, value_of
 from deploy.report.words import duration, joined, named, number, percent, plural, size
 
@@ -148,11 +148,10 @@ def _tenth(story: Story) -> list[Card]:
 
 
 def _labels(story: Story) -> list[Card]:
-    counts = () if story.samples is None else story.samples.confusion
-    there = [(row[k] / sum(row), k) for k, row in enumerate(counts) if sum(row)]
-    if not there or story.samples is None:
+    found = [] if story.samples is None else recognised(story.samples)
+    if not found or story.samples is None:
         return []
-    share, place = min(there)
+    share, place = found[0]
     labels = story.samples.labels
     name = labels[place] if place < len(labels) else str(place)
     return [Card("worst label", percent(share), f"of {name!r} is recognised")]

@@ -71,11 +71,14 @@ def exhibit(shown: Shown) -> Exhibit | None:
     lines = _lines(shown)
     if not images and curves is None and not (shown.text and lines):
         return None
-    return Exhibit(images, curves, lines, wrong=bool(shown.said) and shown.said != shown.truth)
+    text = f"… {shown.text[-60:]}" if shown.text else ""
+    return Exhibit(
+        text, images, curves, lines, wrong=bool(shown.said) and shown.said != shown.truth
+    )
 
 
 def _lines(shown: Shown) -> tuple[str, ...]:
-    lines = [f"… {shown.text[-40:]}"] if shown.text else []
+    lines = []
     if shown.said:
         sure = "" if shown.sure is None else f" ({percent(shown.sure)})"
         lines.append(f"{_visible(shown.said)}{sure}")

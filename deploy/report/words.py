@@ -70,7 +70,7 @@ def named(metric: str) -> str:
     >>> named("mean_iou"), named("iou")
     ('mean IoU', 'IoU')
     """
-    known = {"iou": "IoU", "roc": "ROC", "auc": "AUC", "map50": "mAP@50"}
+    known = {"iou": "IoU", "roc": "ROC", "auc": "AUC", "map50": "mAP@50", "frechet": "Fréchet"}
     return " ".join(known.get(word, word) for word in metric.split("_"))
 
 
