@@ -260,8 +260,8 @@ def test_bench_takes_a_tflite_file_of_others(tmp_path: Path) -> None:
 def test_a_setting_that_fails_leaves_the_others_their_figures(
     exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("bench", str(exported / TFLITE), "--runs", "5", "--threads", "1", "--threads", "96")
-    words = (*words, "--runtime", "litert")
+    settings = ["--runs", "5", "--threads", "1", "--threads", "96", "--runtime", "litert"]
+    words = ("bench", str(exported / TFLITE), *settings)
     assert [one["threads"] for one in told(capsys, *words)["timings"]] == [1, 96]
     # What threads would add is taken away: none is left for so many.
     monkeypatch.setattr(deploy.edge.child, "_THREAD_MB", -10)
