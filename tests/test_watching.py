@@ -19,7 +19,7 @@ import pytest
 from deploy.cli import run
 from deploy.events import Event
 from deploy.watching.json_lines import JsonLines
-from deploy.watching.sinks import AboutRun, Fan, Guarded
+from deploy.watching.sinks import AboutRun, Behind, Fan, Guarded
 from deploy.watching.spans import Spans, is_asked_for, timeline
 from deploy.watching.watch import Watching, opened, trackers
 from server.events import Notice, RoundFinished
@@ -60,6 +60,35 @@ def test_one_that_cannot_be_opened_or_closed_fails_alone_too() -> None:
     unopened("digits-1", STARTED)
     unopened.close(None)
     assert "ModuleNotFoundError" in said[0].text
+
+
+class Slow:
+    """A sink that waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.may_go_on = threading.Event()
+        self.seen: list[object] = []
+
+    def __call__(self, _run: str, event: object, /) -> None:
+        assert self.may_go_on.wait(10)
+        self.seen.append(event)
+
+    def close(self, _reason: str | None, /) -> None:
+        self.seen.append("closed")
+
+
+def test_nobody_waits_for_a_slow_tracker_until_the_end_and_then_not_for_ever() -> None:
+    said: list[Any] = []
+    slow = Slow()
+    tracker = Behind(Guarded("the tracker", lambda: slow, said.append), said.append, 0.05)
+    tracker("digits-1", STARTED)
+    tracker("digits-1", RoundFinished(RECORD))
+    assert slow.seen == []
+    tracker.close(None)
+    assert "does not keep up" in said[0].text
+    slow.may_go_on.set()
+    tracker.close(None)
+    assert slow.seen == [STARTED, RoundFinished(RECORD), "closed"]
 
 
 def test_a_log_has_run_round_and_client_on_each_line() -> None:

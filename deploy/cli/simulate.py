@@ -87,6 +87,7 @@ def simulate(
         others |= {"--data-root": data_root, "--plan": plan}
         others |= {"--engine": engine, "--ray-address": ray_address}
         others |= {"--track": track, "--metrics-port": metrics_port}
+        others |= {"--log-format": log_format is LogFormat.json}
         simulate_app(app, num_supernodes, workers, settings or (), others, as_json)
         return
     from deploy.planning import config_beside, plan_overrides

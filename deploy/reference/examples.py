@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -19,7 +20,15 @@ def pages(folder: Path) -> Mapping[str, str]:
     made = {f"{name}.md": page(path) for name, path in found.items()}
     rows = "".join(f"| [{name}]({name}.md) | {_row(path)} |\n" for name, path in found.items())
     table = f"| example | task | stages | what it is |\n|---|---|---|---|\n{rows}"
-    return {"index.md": f"# Examples\n\nEach is one file in `examples/`.\n\n{table}", **made}
+    books = "".join(f"* {notebook(path)}\n" for path in sorted(folder.glob("*.ipynb")))
+    told = f"Each is one file in `examples/`.\n\n{table}\n## Notebooks\n\n{books}"
+    return {"index.md": f"# Examples\n\n{told}", **made}
+
+
+def notebook(path: Path) -> str:
+    """Returns a line about a notebook: its title, and what its first cell says."""
+    title, _, text = "".join(json.loads(path.read_text())["cells"][0]["source"]).partition("\n\n")
+    return f"`examples/{path.name}`: {title.removeprefix('# ')}. {text}"
 
 
 def page(path: Path) -> str:

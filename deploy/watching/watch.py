@@ -14,7 +14,7 @@ from deploy.metrics.endpoint import MetricsAddress, served
 from deploy.metrics.run import RunMetrics
 from deploy.metrics.series import Series
 from deploy.watching.mlflow import MLflow
-from deploy.watching.sinks import AboutRun, Fan, Guarded, Sink
+from deploy.watching.sinks import AboutRun, Behind, Fan, Guarded, Sink
 from deploy.watching.spans import Spans, is_asked_for
 from deploy.watching.tensorboard import TensorBoard
 from shared_models.errors import InputError
@@ -51,15 +51,16 @@ class Watch:
             for sink in sinks:
                 sink.close(reason)
 
-    def _sinks(self, about: AboutRun, say: Observer) -> list[Guarded]:
-        made: dict[str, Callable[[], Sink]] = {}
+    def _sinks(self, about: AboutRun, say: Observer) -> list[Sink]:
+        made: list[Sink] = []
         if self._watching.metrics is not None:
-            made["metrics"] = functools.partial(RunMetrics, self._series)
+            made.append(RunMetrics(self._series))
         for name in self._watching.trackers:
-            made[name] = functools.partial(TRACKERS[name], about)
+            tracker = Guarded(name, functools.partial(TRACKERS[name], about), say)
+            made.append(Behind(tracker, say))
         if is_asked_for(os.environ):
-            made["OpenTelemetry"] = Spans
-        return [Guarded(name, open_, say) for name, open_ in made.items()]
+            made.append(Guarded("OpenTelemetry", Spans, say))
+        return made
 
 
 @contextlib.contextmanager
