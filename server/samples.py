@@ -236,7 +236,8 @@ def _boxes(inputs: Sequence[Shown], y: NDArray[np.int64], outputs: Floats) -> li
 
 
 def _plain(boxes: NDArray[Any]) -> tuple[Box, ...]:
-    return tuple((round(a, 1), round(b, 1), round(c, 1), round(d, 1)) for a, b, c, d in boxes)
+    rounded = np.round(boxes.astype(float), 1).tolist()
+    return tuple((left, top, right, bottom) for left, top, right, bottom in rounded)
 
 
 def _values(task: Task, inputs: Sequence[Shown], outputs: Floats) -> list[Shown]:

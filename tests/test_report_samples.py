@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,7 @@ def test_every_answer_can_be_shown(task: str, has: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     samples = samples_of(task)
     assert samples is not None
+    assert json.loads(json.dumps(asdict(samples)))["answer"] == samples.answer
     for name in has:
         assert any(getattr(one, name) for one in samples.shown), name
     assert bool(samples.written) == (task == "shakespeare-lstm")

@@ -14,7 +14,7 @@ from deploy.report.fairness import worst_tenth
 from deploy.report.headline import final_value, status
 from deploy.report.plots import layout, line
 from deploy.report.story import Story, value_of
-from deploy.report.words import duration, joined, named, number, plural, size
+from deploy.report.words import duration, joined, named, number, plural, size, titled
 
 
 def comparison(stories: Sequence[Story]) -> Chapter:
@@ -89,7 +89,7 @@ def _figure(
     name = named(metric)
     shown = unit if unit == over else f"{over}, {unit}"
     return Figure(
-        f"{name.capitalize()} by {over}",
+        f"{titled(metric)} by {over}",
         f"Line chart of {name} over {over}, a line per run. At the end: {_ends(stories)}.",
         [
             line(

@@ -10,7 +10,7 @@ from deploy.frontier import Point, placed, points_in
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.plots import dots, layout, plain
 from deploy.report.story import Story
-from deploy.report.words import joined, named, number, size
+from deploy.report.words import joined, named, number, size, titled
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def frontier_figure(points: Sequence[Point], over: str, *, by_run: bool) -> Figu
     best = [p for p in points if p.frontier]
     names = joined(list(dict.fromkeys(p.file for p in best)))
     return Figure(
-        f"{metric.capitalize()} over {over}",
+        f"{titled(metric)} over {over}",
         f"Scatter plot of {metric} over {over} of {len(points)} measurements. Not beaten: {names}.",
         [
             _files(name, [p for p in points if (p.run if by_run else p.runtime) == name], over, k)

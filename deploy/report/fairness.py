@@ -9,7 +9,7 @@ from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.learning import Curve, curve, figure_of
 from deploy.report.plots import bars, dots, heat, layout, plain
 from deploy.report.story import OnClients, Story
-from deploy.report.words import named, number, percent, plural
+from deploy.report.words import named, number, percent, plural, titled
 from server.sample_records import Samples
 
 _WORST = 10
@@ -87,7 +87,7 @@ def _ranking(story: Story, told: OnClients, order: Sequence[int]) -> list[Block]
     values = told.metrics[metric]
     return [
         Figure(
-            f"{named(metric).capitalize()} and number of examples",
+            f"{titled(metric)} and number of examples",
             f"Scatter plot of {named(metric)} over the number of examples that a client has; the "
             f"worst tenth of the clients begins at {number(values[order[0]])}.",
             [

@@ -10,7 +10,7 @@ from typing import Any
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.plots import Trace, layout, line, plain
 from deploy.report.story import Stage, Story, means, value_of
-from deploy.report.words import duration, named, number
+from deploy.report.words import duration, named, number, titled
 from server.records import RoundRecord
 
 _MOST_OTHERS = 4
@@ -151,7 +151,7 @@ def _metric_figures(story: Story) -> list[Block]:
     if not any(own.there for own in curves):
         return [Note(_not_measured(story), "missing")]
     less = story.less_is_better(metric)
-    title = f"{named(metric).capitalize()} by round"
+    title = f"{titled(metric)} by round"
     note = "Less is better." if less else ""
     return [figure_of(story, title, named(metric), curves, less=less, note=note, wide=True)]
 
@@ -200,7 +200,7 @@ def _time_figure(
         "simulated": "What the rounds waited for clients, on the simulated clock.",
     }[clock]
     return Figure(
-        f"{name.capitalize()} by {clock} time",
+        f"{titled(story.metric)} by {clock} time",
         f"Line chart of {name} over {clock} time: {number(ends[-1])} after "
         f"{duration(seconds[-1])}.",
         [
@@ -231,7 +231,7 @@ def _other_figures(story: Story) -> list[Block]:
 
 def _other_figure(story: Story, metric: str) -> Figure:
     own = curve(story, named(metric), lambda record: value_of(record, metric))
-    title = f"{named(metric).capitalize()} by round"
+    title = f"{titled(metric)} by round"
     less = story.less_is_better(metric)
     return figure_of(story, title, named(metric), [own], less=less, height=260)
 

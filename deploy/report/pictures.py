@@ -44,7 +44,7 @@ def _galleries(samples: Samples) -> list[Gallery]:
     }
     notes = {
         "boxes": "White: what is right. Dashed: what the model says.",
-        "values": "Solid: the input. Dashed: the model's answer, where it is curves.",
+        "values": "A curve is a channel: solid the input, dashed what the model makes of it.",
     }
     groups = [
         (titles.get(samples.answer, "Examples"), samples.shown, notes.get(samples.answer, "")),

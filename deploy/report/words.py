@@ -74,6 +74,16 @@ def named(metric: str) -> str:
     return " ".join(known.get(word, word) for word in metric.split("_"))
 
 
+def titled(metric: str) -> str:
+    """Returns a metric's name as a heading begins with it.
+
+    >>> titled("roc_auc"), titled("accuracy")
+    ('ROC AUC', 'Accuracy')
+    """
+    name = named(metric)
+    return name[:1].upper() + name[1:]
+
+
 def joined(words: Sequence[str]) -> str:
     """Returns words as a sentence has them.
 
