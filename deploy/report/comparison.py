@@ -14,7 +14,7 @@ from deploy.report.fairness import worst_tenth
 from deploy.report.headline import final_value, status
 from deploy.report.plots import layout, line
 from deploy.report.story import Story, value_of
-from deploy.report.words import duration, joined, named, number, plural, size, titled
+from deploy.report.words import UNITS, duration, joined, named, number, plural, size, titled
 
 
 def comparison(stories: Sequence[Story]) -> Chapter:
@@ -121,7 +121,7 @@ def _over_bytes(stories: Sequence[Story], metric: str) -> Figure:
         list(accumulate(r.bytes_down + r.bytes_up for r in story.records)) for story in stories
     ]
     unit, _ = scaled([own[-1] for own in totals])
-    scale = {"GB": 1 << 30, "MB": 1 << 20, "KB": 1 << 10}.get(unit, 1)
+    scale = {name: least for least, name in UNITS}.get(unit, 1)
     x = [[value / scale for value in own] for own in totals]
     return _figure(stories, metric, "bytes on the wire", unit, x)
 

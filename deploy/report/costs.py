@@ -9,10 +9,9 @@ from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.learning import stage_marks
 from deploy.report.plots import bars, layout, line
 from deploy.report.story import Story
-from deploy.report.words import duration, number, size
+from deploy.report.words import UNITS, duration, number, size
 
 _PHASES = ("train", "aggregate", "evaluate", "checkpoint")
-_UNITS = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB"))
 
 
 def costs(story: Story) -> Section:
@@ -50,11 +49,11 @@ def _seconds(story: Story) -> Figure:
 def scaled(values: Sequence[float]) -> tuple[str, list[float]]:
     """Returns bytes in the unit that fits the largest of them.
 
-    >>> scaled([2048, 1024])
+    >>> scaled([2000, 1000])
     ('KB', [2.0, 1.0])
     """
     largest = max(values, default=0)
-    for least, unit in _UNITS:
+    for least, unit in UNITS:
         if largest >= least:
             return unit, [value / least for value in values]
     return "B", list(values)

@@ -169,7 +169,7 @@ def frontier_figure(points: Sequence[Point], over: str, *, by_run: bool) -> Figu
 
 
 def _over(point: Point, over: str) -> float:
-    return point.size_bytes / 1024 if over == "size" else point.median_ms
+    return point.size_bytes / 1000 if over == "size" else point.median_ms
 
 
 def _ticks(points: Sequence[Point], over: str) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_BINARY = ((1 << 30, "GB"), (1 << 20, "MB"), (1 << 10, "KB"))
+UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "KB"))
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -36,12 +36,12 @@ def percent(share: float) -> str:
 def size(count: float | None) -> str:
     """Returns bytes in the unit that fits.
 
-    >>> size(1536), size(12), size(5 << 20), size(None)
+    >>> size(1500), size(12), size(5_000_000), size(None)
     ('1.5 KB', '12 B', '5.0 MB', '-')
     """
     if count is None:
         return "-"
-    for least, unit in _BINARY:
+    for least, unit in UNITS:
         if count >= least:
             shown = count / least
             return f"{shown:.1f} {unit}" if shown < 100 else f"{shown:,.0f} {unit}"
