@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from itertools import pairwise
 from pathlib import Path
@@ -99,7 +100,8 @@ def test_a_log_has_run_round_and_client_on_each_line() -> None:
     assert [line["event"] for line in lines] == [
         "stage_started", "round_finished", *4 * ["client_lost"],
     ]  # fmt: skip
-    assert all(line["run"] == "digits-1" and line["time"] for line in lines)
+    assert {line["run"] for line in lines} == {"digits-1"}
+    assert all(datetime.fromisoformat(line["time"]).tzinfo for line in lines)
     lost = lines[4]
     assert (lost["round"], lost["client_id"], lost["status"]) == (1, 6, "refused")
 
