@@ -7,12 +7,17 @@ descriptions of the artefacts are read, nothing is run again.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deploy.edge.artefact import Artefact, load_artefact
+from deploy.edge.reference import FILE, load_reference
 from shared_models.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,6 +72,39 @@ def points_of(runs: Sequence[Path]) -> list[Point]:
             f"{one} and {other} have other labels, answers or input: they cannot be compared"
         )
     return placed(found)
+
+
+def warnings_of(runs: Sequence[Path]) -> list[str]:
+    """Returns what makes figures of these runs differ besides their files."""
+    different = {
+        "were made on other machines: their latencies are not comparable": _machine,
+        "were measured on other test examples: their scores are not comparable": _examples,
+    }
+    found = []
+    for what, tell in different.items():
+        first: dict[str, Path] = {}
+        for run in runs:
+            first.setdefault(tell(run), run)
+        if len(first) > 1:
+            found.append(f"{' and '.join(map(str, first.values()))} {what}")
+    return found
+
+
+def _machine(run: Path) -> str:
+    from server.run_folder import RunFolder
+
+    return json.dumps(RunFolder(run).manifest().get("machine"), sort_keys=True)
+
+
+def _examples(run: Path) -> str:
+    """Returns a hash of what was asked, and of what is right: not of what torch says of it."""
+    from server.run_folder import RunFolder
+
+    reference = load_reference(RunFolder(run).export / FILE)
+    content = hashlib.sha256()
+    for own in (reference.x, reference.targets):
+        content.update(f"{own.shape} {own.dtype}".encode() + np.ascontiguousarray(own).tobytes())
+    return content.hexdigest()
 
 
 def placed(points: Sequence[Point]) -> list[Point]:

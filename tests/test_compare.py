@@ -11,7 +11,8 @@ import pytest
 
 from deploy.cli import run
 from deploy.edge.artefact import load_artefact, save_artefact
-from deploy.frontier import Point, points_of, save_plot
+from deploy.edge.reference import FILE, load_reference, save_reference
+from deploy.frontier import Point, points_of, save_plot, warnings_of
 from shared_models.errors import InputError
 from tests.conftest import DIGITS
 
@@ -60,6 +61,28 @@ def test_a_file_that_failed_its_gate_beats_nobody(folder: Path, tmp_path: Path) 
     points = {point.file: point for point in points_of([failed])}
     assert not points["model-int8.onnx"].frontier
     assert points["model-fp32.onnx"].frontier
+
+
+def test_what_else_makes_figures_differ_is_warned_of(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    assert warnings_of([folder, other]) == []
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["machine"]["cores"] += 1
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    reference = load_reference(other / "export" / FILE)
+    save_reference(other / "export" / FILE, replace(reference, outputs=reference.outputs + 1))
+    assert len(warnings_of([folder, other])) == 1  # what torch says is no other example
+    save_reference(other / "export" / FILE, replace(reference, x=reference.x + 1))
+    capsys.readouterr()
+    assert run(["compare", str(folder), str(other)]) == 0
+    machines, examples = capsys.readouterr().err.strip().splitlines()
+    assert machines == (
+        f"warning: {folder} and {other} were made on other machines: "
+        "their latencies are not comparable"
+    )
+    assert "were measured on other test examples" in examples
 
 
 def test_a_plot_has_the_same_bytes_each_time(folder: Path, tmp_path: Path) -> None:

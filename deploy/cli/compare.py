@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,13 +23,15 @@ def compare(
 
     A star marks those that no other file beats: none is as small, as fast and as good (accuracy,
     mean IoU, R^2), and better in one of these. What failed its gate is marked. Nothing is
-    run again.
+    run again. A warning says where runs were made on other machines, or measured on other examples.
 
     Example: wildflower compare runs/mnist-cnn-1 runs/prune-mnist-1 --plot frontier.svg
     """
-    from deploy.frontier import points_of, save_plot
+    from deploy.frontier import points_of, save_plot, warnings_of
 
     points = points_of(runs)
+    for warning in warnings_of(runs):
+        print(f"warning: {warning}", file=sys.stderr)
     if plot is not None:
         save_plot(points, plot)
     if as_json:
