@@ -90,6 +90,7 @@ class Anchors(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.links: list[str] = []
+        self.loads: list[str] = []
         self.ids: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -98,6 +99,8 @@ class Anchors(html.parser.HTMLParser):
         link = told.get("href" if tag in ("a", "link") else "src")
         if link:
             self.links.append(link)
+        if link and tag != "a" and told.get("rel") != "canonical":
+            self.loads.append(link)
 
 
 def test_the_site_is_made_without_a_warning_and_leads_nowhere_else(tmp_path: Path) -> None:
@@ -112,6 +115,7 @@ def test_the_site_is_made_without_a_warning_and_leads_nowhere_else(tmp_path: Pat
     for page in tmp_path.rglob("*.html"):
         found = Anchors()
         found.feed(page.read_text())
+        assert not [link for link in found.loads if link.startswith(("http", "//"))]
         for link in found.links:
             place = unquote(link.split("#")[0].split("?")[0])
             if ":" in place or page.name == "404.html":

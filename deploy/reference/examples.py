@@ -36,7 +36,8 @@ def page(path: Path) -> str:
     text = path.read_text()
     command = (_FLEET if path.stem.endswith("-fleet") else _HERE).format(path.name)
     head, body = about(text), re.sub(r"\A(#[^\n]*\n)+", "", text).strip()
-    return f"# {path.stem}\n\n{head}\n\n```\n{command}\n```\n\n```toml\n{body}\n```\n"
+    how = "" if f"\n{command}\n" in head else f"\n\n```\n{command}\n```"
+    return f"# {path.stem}\n\n{head}{how}\n\n```toml\n{body}\n```\n"
 
 
 def about(text: str) -> str:
