@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import URLError
 from urllib.request import urlopen
 
 import pytest
@@ -21,8 +22,12 @@ pytestmark = pytest.mark.slow
 
 
 def served_at(port: int) -> dict[tuple[str, ...], float]:
-    with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
-        return parsed(answer.read().decode())
+    """Returns what is served at a port; nothing before somebody serves there."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            return parsed(answer.read().decode())
+    except URLError:
+        return {}
 
 
 @contextlib.contextmanager

@@ -25,8 +25,11 @@ from deploy.watching.spans import Spans, is_asked_for, timeline
 from deploy.watching.watch import Watching, opened, trackers
 from server.events import Notice, RoundFinished
 from shared_models.errors import InputError
+from tests.bare_fleet import free_port
 from tests.conftest import ROOT
+from tests.test_fleet_client import wait_for
 from tests.test_metrics import RECORD, RUN, STARTED
+from tests.test_metrics_fleet import served_at
 
 CONFIG = 'name = "digits"\nseed = 0\n\n[[stages]]\nname = "train"\nrounds = 2\n'
 
@@ -227,3 +230,20 @@ def test_progress_is_told_as_json_beside_the_result(
     rounds = [line for line in map(json.loads, err.splitlines()) if "round" in line]
     assert {line["run"] for line in rounds} == {"digits-1"}
     assert [line["round"] for line in rounds if line["event"] == "round_finished"] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_simulation_is_scraped_while_it_runs_and_ends_cleanly(digits_toml: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "deploy", "simulate", str(digits_toml)]
+    options = ["-s", "stages.train.rounds=5000", "--metrics-port", str(port)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*command, *options], cwd=digits_toml.parent, env=environment, stdout=subprocess.DEVNULL
+    ) as process:
+        try:
+            name = ("wildflower_rounds_total", "digits-1", "train")
+            wait_for(lambda: served_at(port).get(name, 0) >= 2, 60)
+        finally:
+            process.terminate()
+        assert process.wait(30) == 130
