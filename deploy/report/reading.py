@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,12 @@ T = TypeVar("T")
 FAILED = "failed.json"
 _MOST_BYTES = 1 << 28
 _LEARNING = ("train", "finetune", "pretrain", "distill")
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Returns what checks values of a type: it takes longer to make than to use."""
+    return TypeAdapter(kind)
 
 
 class _Folder:
@@ -56,12 +63,13 @@ class _Folder:
     def value(self, name: str, kind: type[T], text: str) -> T | None:
         """Returns JSON as a value of a type, None for anything else."""
         try:
-            return TypeAdapter(kind).validate_json(text)
+            found: T = _adapter(kind).validate_json(text)
         except ValidationError as error:
             problem = error.errors()[0]
             where = ".".join(map(str, problem["loc"]))
             self.note(name, f"{where} {problem['msg']}".strip())
             return None
+        return found
 
 
 def read_story(path: Path, status: Status | None = None) -> Story:
