@@ -108,6 +108,7 @@ def test_every_page_is_in_the_site_once() -> None:
     nav = re.findall(r"(?m)(\S+\.md)$", (ROOT / "mkdocs.yml").read_text())
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
     assert pages <= set(nav)
+    assert len(nav) == len(set(nav))
 
 
 def test_the_reference_has_every_verb_and_every_key() -> None:

@@ -54,7 +54,7 @@ class Watch:
     def _sinks(self, about: AboutRun, say: Observer) -> list[Sink]:
         made: list[Sink] = []
         if self._watching.metrics is not None:
-            made.append(RunMetrics(self._series))
+            made.append(Guarded("metrics", functools.partial(RunMetrics, self._series), say))
         for name in self._watching.trackers:
             tracker = Guarded(name, functools.partial(TRACKERS[name], about), say)
             made.append(Behind(tracker, say))
