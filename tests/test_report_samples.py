@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from clients.host import open_host
 from deploy.cli import run
+from deploy.report.partition import skew_of
 from server.run_folder import RunFolder
 from server.sample_records import Samples, picture
 from server.samples import sampled
@@ -55,6 +57,10 @@ def test_a_run_keeps_what_its_model_mixes_up(digits_toml: Path, tmp_path: Path) 
     again = sampled(config, final_task(config), load_arrays(folder.model_file))
     assert again is not None
     assert [list(row) for row in again.confusion] == told["confusion"]
+    owned = json.loads((folder.path / "partition.json").read_text())
+    assert np.sum(owned["counts"]) == folder.manifest()["population"]["examples"] == 1438
+    assert (owned["of"], owned["clients"]) == (12, list(range(12)))
+    assert "<title>run" in (folder.path / "report.html").read_text()
 
 
 def test_a_picture_is_the_example() -> None:
@@ -100,3 +106,22 @@ def test_every_answer_can_be_shown(task: str, has: tuple[str, ...]) -> None:
     for name in has:
         assert any(getattr(one, name) for one in samples.shown), name
     assert bool(samples.written) == (task == "shakespeare-lstm")
+
+
+def test_labels_are_counted_of_clients_spread_over_all_with_the_names_of_natural_ones() -> None:
+    natural = parse_config(
+        CONFIG.format(task="watch-cnn", more="").replace("clients = 4", 'partition = "natural"'),
+        "test",
+    )
+    host = open_host(natural)
+    skew = skew_of(host)
+    assert skew.names == host.dataset.client_names
+    places = host.partition.indices(skew.clients[3])
+    own = np.bincount(host.dataset.train.y[places], minlength=len(skew.labels))
+    assert skew.counts[3] == tuple(own.tolist())
+    many = parse_config(
+        CONFIG.format(task="digits-cnn", more="").replace("clients = 4", "clients = 500"), "test"
+    )
+    skew = skew_of(open_host(many))
+    assert (len(skew.clients), skew.clients[0], skew.clients[-1], skew.of) == (100, 0, 499, 500)
+    assert (skew.names, skew.sizes[:2]) == ((), (2.0, 3.0))
