@@ -38,7 +38,7 @@ MetricsPort = Annotated[
 ]
 MetricsBind = Annotated[
     str,
-    typer.Option("--metrics-bind", help="The address that they are served on; nobody is asked."),
+    typer.Option("--metrics-bind", help="The address that they are served on, to whoever asks."),
 ]
 Track = Annotated[
     list[str] | None,
