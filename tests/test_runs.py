@@ -180,6 +180,9 @@ def test_a_run_folder_tells_everything(digits_toml: Path, tmp_path: Path) -> Non
         "manifest.json",
         "metrics.jsonl",
         "model.safetensors",
+        "partition.json",
+        "report.html",
+        "samples.json",
         "summary.json",
         "train.safetensors",
     }
@@ -244,9 +247,9 @@ clients_per_round = 6
 local_learning_rate = 0.05
 server_optimizer = "momentum"
 """
-WRITES = (
-    10  # config, manifest, 2 checkpoints, stage file, 2 checkpoints, stage file, model, summary
-)
+# config, manifest, partition, twice two checkpoints and a stage file, model, samples, the summary
+# twice, report
+WRITES = 14
 
 
 @pytest.fixture(scope="module")

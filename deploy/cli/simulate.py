@@ -91,6 +91,7 @@ def simulate(
         simulate_app(app, num_supernodes, workers, settings or (), others, as_json)
         return
     from deploy.planning import config_beside, plan_overrides
+    from deploy.report.closing import close_again
     from shared_models.init_weights import settled_init
 
     config = config or config_beside(plan)
@@ -102,7 +103,9 @@ def simulate(
         overrides.append(f"data.root={json.dumps(str(data_root))}")
     resolved = settled_init(read_config(config, overrides))
     path = _done_before(config, resolved, out) if resume else None
-    if path is None:
+    if path is not None:
+        close_again(path)
+    else:
         metrics = metrics_address(metrics_port, metrics_bind)
         shown = Shown(watching(track, metrics), log_format, as_json)
         path = _run(config, resolved, _Choice(out, plan, resume), shown)

@@ -32,6 +32,12 @@ def reported(path: Path) -> Iterator[None]:
     close(path)
 
 
+def close_again(path: Path) -> None:
+    """Writes the report of a run that is done, where it was killed before it had one."""
+    if not (path / "report.html").exists():
+        close(path)
+
+
 def close(path: Path) -> None:
     """Writes the report of a run folder, or says on standard error why not."""
     known = all(importlib.util.find_spec(name) for name in _NEEDED)
@@ -40,6 +46,8 @@ def close(path: Path) -> None:
     try:
         from deploy.report.page import REPORT, write_report
 
+        for torn in path.glob(f".{REPORT}.*.tmp"):  # of a process that was killed
+            torn.unlink(missing_ok=True)
         write_report([path], path / REPORT)
     except Exception as error:  # whatever it is, the run is done
         reason = one_line(f"{type(error).__name__}: {error}")
