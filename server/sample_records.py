@@ -84,3 +84,7 @@ class Samples:
     wrong: tuple[Shown, ...] = ()
     written: tuple[Written, ...] = ()
     temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.confusion) for row in self.confusion):
+            raise ValueError("the confusion matrix is not square")
