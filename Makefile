@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS := train,simulation,export,edge,parquet,report,metrics,tensorboard,mlflow,telemetry,bench,docs,dev
 
-.PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env docs edge-env images clean
+.PHONY: env demo demo-fleet test test-all chaos check format proto bench bench-env docs pictures edge-env images clean
 
 env: .venv/.installed
 
@@ -74,6 +74,10 @@ bench: bench-env
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict
 	@echo "build/site/index.html"
+
+# What the README shows of a real run: two minutes, and a browser.
+pictures: env
+	$(BIN)/python docs/pictures.py
 
 # The images of k8s/, a few minutes each: make images ENGINE=podman PLATFORM=linux/arm64
 # With BASE, or with an index of your own: make images IMAGE_OPTIONS="--build-arg BASE=..."
