@@ -54,12 +54,13 @@ def tell(about, y):
     return " ".join(map(str, np.ravel(y)))
 
 
-folder = Path(__file__).resolve().parent
-(model,) = (str(path) for path in folder.iterdir() if path.suffix in {".tflite", ".onnx"})
-about = json.loads(Path(model + ".json").read_text())
-raw = np.load(sys.argv[1] if len(sys.argv) > 1 else folder / "reference.npz")
-x = (raw["x"] if hasattr(raw, "files") else raw).reshape(-1, *about["input"]["shape"])
-if about["input"]["dtype"] == "float32":
-    x = (np.float32(x) - np.float32(about["input"]["mean"])) / np.float32(about["input"]["std"])
-for y in (run_onnx if model.endswith(".onnx") else run_tflite)(model, x):
-    print(tell(about, y))
+if __name__ == "__main__":
+    folder = Path(__file__).resolve().parent
+    (model,) = (str(path) for path in folder.iterdir() if path.suffix in {".tflite", ".onnx"})
+    about = json.loads(Path(model + ".json").read_text())
+    raw = np.load(sys.argv[1] if len(sys.argv) > 1 else folder / "reference.npz")
+    x = (raw["x"] if hasattr(raw, "files") else raw).reshape(-1, *about["input"]["shape"])
+    if about["input"]["dtype"] == "float32":
+        x = (np.float32(x) - np.float32(about["input"]["mean"])) / np.float32(about["input"]["std"])
+    for y in (run_onnx if model.endswith(".onnx") else run_tflite)(model, x):
+        print(tell(about, y))
