@@ -28,6 +28,8 @@ _NEEDED = {
     "export": ("onnx", "onnxscript", "litert-torch", "ai-edge-quantizer"),
     "edge": ("onnxruntime", "ai-edge-litert"),
 }
+# Without these something is missing, but nothing fails.
+_WELCOME = {"report": ("jinja2", "plotly"), "metrics": ("prometheus-client",)}
 _RUNTIMES = {"ONNX Runtime": "onnxruntime", "LiteRT": "ai_edge_litert.interpreter"}
 _MIN_FREE_GB = 2.0
 # Flower's internals move between minor versions; this one was measured.
@@ -70,17 +72,21 @@ def _python() -> Finding:
 def _packages() -> Iterator[Finding]:
     for extra, names in _NEEDED.items():
         for name in names:
-            try:
-                version = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                yield Finding(
-                    name, "problem", "missing", f"run `make env`, or install the `{extra}` extra"
-                )
-                continue
-            if name == "flwr" and version != _FLWR:
-                yield Finding(name, "warning", version, f"tested with {_FLWR}; run `make env`")
-            else:
-                yield Finding(name, "ok", version)
+            yield _package(extra, name, "problem")
+    for extra, names in _WELCOME.items():
+        for name in names:
+            yield _package(extra, name, "warning")
+
+
+def _package(extra: str, name: str, otherwise: Literal["warning", "problem"]) -> Finding:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        advice = f"run `make env`, or install the `{extra}` extra"
+        return Finding(name, otherwise, "missing", advice)
+    if name == "flwr" and version != _FLWR:
+        return Finding(name, "warning", version, f"tested with {_FLWR}; run `make env`")
+    return Finding(name, "ok", version)
 
 
 def _runtimes() -> Iterator[Finding]:
