@@ -80,7 +80,7 @@ class Effort:
 
 def measure_task(trained: Trained, effort: Effort) -> Iterator[Row]:
     """Yields a row for every format, also for those that cannot be made of the model."""
-    defaults = choose(trained.ships.model, ("onnx", "tflite"), ("auto",))
+    defaults = choose(trained.ships.model, ("onnx", "tflite"), ("auto",), trained.task.answer)
     names = (*FORMATS, *(UNROLLED if is_recurrent(trained.ships.model) else ()))
     with tempfile.TemporaryDirectory() as folder:
         source = Source(trained.ships.model, trained.calibration, Path(folder))

@@ -72,7 +72,7 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
         from deploy.export.shipping import shipped
 
         task = final_task(config)
-        choose(shipped(task, task.model()).model, export.formats, export.quantize)
+        choose(shipped(task, task.model()).model, export.formats, export.quantize, task.answer)
 
 
 def _taking_part(host: Host) -> Host:

@@ -399,6 +399,9 @@ def test_defaults_depend_on_the_structure(cnn: Source, lstm: Source) -> None:
         "tflite-stream-fp32",
         "tflite-stream-dynamic",
     )
+    dense = load_task("motes-autoencoder").model()
+    assert choose(dense, ["tflite"], ["auto"], "values") == ("tflite-fp32", "tflite-dynamic")
+    assert choose(cnn.model, ["tflite"], ["auto"], "values") == ("tflite-fp32", "tflite-int8")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def export_run(
     Every file is written, executed and described before the gate speaks, so that nothing is lost.
     """
     subject = _load_subject(folder, stage)
-    names = choose(subject.shipped.model, stage.formats, stage.quantize)
+    answer = subject.reference.answer
+    names = choose(subject.shipped.model, stage.formats, stage.quantize, answer)
     folder.export.mkdir(exist_ok=True)
     save_reference(folder.export / FILE, subject.reference)
     made = []

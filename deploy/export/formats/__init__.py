@@ -36,8 +36,10 @@ def export(source: Source, name: str, path: Path) -> Made:
     return write(source, path)
 
 
-def choose(model: nn.Module, families: Sequence[str], quantize: Sequence[str]) -> tuple[str, ...]:
-    """Returns the names of the formats that are asked for, each once.
+def choose(
+    model: nn.Module, families: Sequence[str], quantize: Sequence[str], answer: str = "classes"
+) -> tuple[str, ...]:
+    """Returns the names of the formats that are asked for, each once; `answer` is the task's.
 
     Raises `InputError` that says why when one cannot be made of the model.
     """
@@ -46,7 +48,7 @@ def choose(model: nn.Module, families: Sequence[str], quantize: Sequence[str]) -
             name
             for family in families
             for asked in quantize
-            for name in _meant(model, family, asked)
+            for name in _meant(model, family, asked, answer)
         )
     )
     for name in names:
@@ -60,12 +62,19 @@ def objection(model: nn.Module, name: str) -> str:
     return FORMATS[name].objection(model) if name in FORMATS else _NEVER[name]
 
 
-def _meant(model: nn.Module, family: str, asked: str) -> tuple[str, ...]:
+def _meant(model: nn.Module, family: str, asked: str, answer: str) -> tuple[str, ...]:
     if asked != "auto":
         return (_name(family, asked),)
-    # Measured, docs/export.md: full int8 is fastest where there are no states.
-    small = "dynamic" if is_recurrent(model) or family == "tflite-stream" else "int8"
+    # Measured, docs/export.md: full int8 is fastest where there are no states, but dense layers
+    # whose answer is values lose much by it and gain nothing.
+    is_better = is_recurrent(model) or (answer == "values" and not _has_convolutions(model))
+    small = "dynamic" if is_better or family == "tflite-stream" else "int8"
     return _name(family, "none"), _name(family, small)
+
+
+def _has_convolutions(model: nn.Module) -> bool:
+    kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+    return any(isinstance(layer, kinds) for layer in model.modules())
 
 
 def _name(family: str, quantize: str) -> str:
