@@ -94,6 +94,11 @@ def test_mounted_keys_make_a_server_and_are_only_read(origin: ServerHome, tmp_pa
         remove_client(origin, "alice")
         (home.clients / "alice.pub").unlink()
         wait_for(lambda: "unregistered 1" in server.output.read_text())
+        half = home.clients / "carol.pub"
+        half.write_text("ssh-")
+        wait_for(lambda: "trying again" in server.output.read_text())
+        half.write_bytes(make_node_key("carol").public)
+        wait_for(lambda: "registered carol" in server.output.read_text())
     names = {path.name for path in home.path.iterdir()}
     assert not names & {"ca.pem", "server.key", "operator.token", "clients"}
     assert all(

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from urllib.request import urlopen
@@ -17,18 +18,38 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from clients.events import OUTCOMES, Connected, TrainerStarted, Worked
 from deploy.events import ArtefactMeasured, Event
+from deploy.fleet.home import Running, ServerHome, create_home
 from deploy.metrics import catalog, device
 from deploy.metrics.endpoint import MetricsAddress, served
 from deploy.metrics.exposition import registry_of
 from deploy.metrics.rounds import Progress, outcomes, progressed
 from deploy.metrics.run import RunMetrics
 from deploy.metrics.series import Series
+from deploy.metrics.server import ServerMetrics
 from server.event_log import Ended, EventLog
 from server.events import BlockFinished, Notice, RoundFinished, StageStarted, Waiting
 from server.records import Failure, RoundRecord, Seconds
 from shared_models.errors import InputError
+from shared_models.files import locked
 from tests.conftest import ROOT
 from tests.promql import asked, queries_of_dashboard, rules_of
+
+
+def test_the_operator_s_token_goes_to_the_own_superlink_alone(tmp_path: Path) -> None:
+    home = ServerHome(tmp_path / "server")
+    create_home(home, [], 30)
+    with socket.create_server(("127.0.0.1", 0)) as strange, socket.create_server(("", 0)) as own:
+        host, port = strange.getsockname()
+        home.note(Running(1, host, port, insecure=True, superlink_pid=1))  # as a run may write it
+        home.lock.touch()
+        with locked(home.lock):
+            listens = Running(1, "127.0.0.1", own.getsockname()[1])
+            own.close()
+            ServerMetrics(home, listens, Series()).look()
+        strange.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            strange.accept()
+
 
 STARTED = StageStarted("train", rounds=2, done=0, clients=20, clients_per_round=10)
 RECORD = RoundRecord(

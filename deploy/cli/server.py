@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,6 +98,7 @@ def start(
 
     Example: wildflower server start --state server --port 8000
     """
+    from deploy.fleet.home import Running
     from deploy.fleet.server import Listen, serve
     from deploy.watching.server import watched_server
 
@@ -106,7 +108,8 @@ def start(
     listen = Listen(host or "0.0.0.0", port, health, insecure, external_executor)  # noqa: S104
     if insecure and is_loopback(listen.host):
         say("--insecure: no TLS and, as Flower ties them together, no node keys")
-    with watched_server(home, address, say, as_json=as_json):
+    own = Running(os.getpid(), listen.host, listen.port, insecure)
+    with watched_server(home, own, address, say, as_json=as_json):
         serve(home, listen, say)
 
 

@@ -147,7 +147,8 @@ class _Supervisor:
         self._running = Running(os.getpid(), listen.host, listen.port, listen.insecure)
         self._connection = home.connection(self._running)
         self._shown: object = None  # when the certificate that the SuperLink shows was written
-        self._registered: object = None  # when the keys that Flower knows were mounted
+        self._registered: int | None = None  # when the keys that Flower knows were changed
+        self._tried = -_ASK_S  # when that failed last
         self._asked = 0.0
         self._is_full = False
         self._ready = False
@@ -230,11 +231,19 @@ class _Supervisor:
         return True
 
     def _take_up_clients(self) -> None:
-        """Registers whom a mounted folder of keys has now; the command line tells of its own."""
-        if self._home.keys is None or (found := changed(self._home.clients)) == self._registered:
+        """Registers who has a key now, and shuts out who has none any more, until it is done.
+
+        It is tried again: a removal that failed would leave a device admitted. Of changes in its
+        own folder the command line tells; those of a mounted one are seen here.
+        """
+        now, found = time.monotonic(), changed(self._home.clients)
+        is_done = found == self._registered or (self._registered and self._home.keys is None)
+        if self._listen.insecure or is_done or now - self._tried < _ASK_S:
             return
-        self._registered = found
-        self._reconcile()
+        if self._reconcile():
+            self._registered = found
+        else:
+            self._tried = now
 
     def _is_ready(self) -> bool:
         """Whether the SuperLink still answers, which it is asked now and then."""
@@ -264,8 +273,8 @@ class _Supervisor:
         if self._listen.insecure:
             write_register(self._home.path, Register())  # without keys nobody is known
         else:
-            self._registered = changed(self._home.clients)
-            self._reconcile()  # who is told that the server is up finds its clients registered
+            self._registered, self._tried = None, -_ASK_S
+            self._take_up_clients()  # who is told that the server is up finds them registered
         processes = {}
         if not self._listen.external_executor:
             options = superexec_options(self._home, self._connection)
@@ -284,12 +293,14 @@ class _Supervisor:
         except OSError as error:  # a full disk may have room again later
             self._say(f"{self._home.notes}: cannot be written: {error.strerror}")
 
-    def _reconcile(self) -> None:
+    def _reconcile(self) -> bool:
         try:
             with answered(self._connection), open_control(self._connection) as control:
                 self._tell(reconcile(self._home, control))
         except WildflowerError as error:
-            self._say(f"clients could not be registered: {error}")
+            self._say(f"clients could not be registered: {error}; trying again")
+            return False
+        return True
 
     def _tell(self, change: Change) -> None:
         if change.registered:

@@ -14,10 +14,15 @@ from shared_models.errors import WildflowerError
 
 
 class ServerMetrics:
-    """Looks at a server's state folder, and asks the SuperLink that runs there."""
+    """Looks at a server's state folder, and asks the SuperLink that this process started.
 
-    def __init__(self, home: ServerHome, series: Series) -> None:
-        self._home, self._series = home, series
+    Where that is, is told by who started it, not by the folder: in a pod the runs' own code can
+    write there, and the operator's token would go where it says.
+    """
+
+    def __init__(self, home: ServerHome, own: Running, series: Series) -> None:
+        self.series = series
+        self._home, self._own = home, own
         self._superlink: int | None = None
 
     def look(self) -> None:
@@ -36,15 +41,18 @@ class ServerMetrics:
         with contextlib.suppress(WildflowerError, OSError, ValueError):
             ends = expiry(self._home.certificate).timestamp()
             changes.append(Change(catalog.CERTIFICATE, (), ends))
-        self._series.apply(changes)
-        if running is not None and pid is not None:
-            self._ask(running)
+        self.series.apply(changes)
+        if pid is not None:
+            self._ask()
 
-    def _ask(self, running: Running) -> None:
+    def _ask(self) -> None:
         from deploy.fleet.remote import Remote
 
-        with contextlib.suppress(WildflowerError), Remote(self._home.connection(running)) as remote:
+        with (
+            contextlib.suppress(WildflowerError),
+            Remote(self._home.connection(self._own)) as remote,
+        ):
             nodes = Counter(node.status for node in remote.nodes())
             runs = Counter(run.status for run in remote.flower_runs())
-            self._series.replace(catalog.NODES, {(s,): float(n) for s, n in nodes.items()})
-            self._series.replace(catalog.RUNS, {(s,): float(n) for s, n in runs.items()})
+            self.series.replace(catalog.NODES, {(s,): float(n) for s, n in nodes.items()})
+            self.series.replace(catalog.RUNS, {(s,): float(n) for s, n in runs.items()})

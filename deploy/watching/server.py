@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from deploy.fleet.home import ServerHome
+from deploy.fleet.home import Running, ServerHome
 from deploy.metrics.endpoint import MetricsAddress, served
 from deploy.metrics.run import RunMetrics
 from deploy.metrics.series import Series
@@ -39,9 +39,17 @@ class Pace:
 
 @contextlib.contextmanager
 def watched_server(
-    home: ServerHome, address: MetricsAddress | None, say: Say, *, as_json: bool = False
+    home: ServerHome,
+    own: Running,
+    address: MetricsAddress | None,
+    say: Say,
+    *,
+    as_json: bool = False,
 ) -> Iterator[None]:
-    """Serves metrics, sends spans and writes logs, as far as each is asked for, in the block."""
+    """Serves metrics, sends spans and writes logs, as far as each is asked for, in the block.
+
+    `own` is where the server of this process listens.
+    """
     if address is None and not as_json and not is_asked_for(os.environ):
         yield
         return
@@ -49,17 +57,16 @@ def watched_server(
     with contextlib.ExitStack() as stack:
         if address is not None:
             stack.enter_context(served(address, series))
-        stack.enter_context(_Watcher(home, series, say, as_json=as_json))
+        stack.enter_context(_Watcher(ServerMetrics(home, own, series), home, say, as_json=as_json))
         yield
 
 
 class _Watcher(threading.Thread):
-    def __init__(self, home: ServerHome, series: Series, say: Say, *, as_json: bool) -> None:
+    def __init__(self, server: ServerMetrics, home: ServerHome, say: Say, *, as_json: bool) -> None:
         super().__init__(name="watcher", daemon=True)
         self._say, self._pace, self._ended = say, Pace(), threading.Event()
         self._files = EventFiles(home.runs)
-        self._metrics = RunMetrics(series)
-        self._server = ServerMetrics(home, series)
+        self._server, self._metrics = server, RunMetrics(server.series)
         self._news: list[Guarded] = []  # of what happens from now on
         if as_json:
             self._news.append(self._guarded("the log", lambda: JsonLines(sys.stdout)))
