@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.fairness import client_name
+from deploy.report.findings import failed_gates
 from deploy.report.learning import stage_marks
 from deploy.report.plots import bars, layout
 from deploy.report.story import Story
@@ -27,7 +28,7 @@ _MEANING = (
 def attendance(story: Story) -> Section:
     """Returns the section that says who took part and what failed."""
     blocks: list[Block] = []
-    if story.reason:
+    if story.reason and not failed_gates(story):
         blocks.append(Note(f"The run: {story.reason}", "warning"))
     if not story.records:
         blocks.append(Note("No round has finished yet.", "missing"))

@@ -11,7 +11,8 @@ from deploy.report.blocks import Block, Chapter, Figure, Note, Section, Table
 from deploy.report.costs import scaled
 from deploy.report.exports import frontier_figure, picks, points_of
 from deploy.report.fairness import worst_tenth
-from deploy.report.headline import final_value, status
+from deploy.report.findings import final_value
+from deploy.report.headline import status
 from deploy.report.plots import layout, line
 from deploy.report.story import Story, value_of
 from deploy.report.words import UNITS, duration, joined, named, number, plural, size, titled

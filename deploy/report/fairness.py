@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from deploy.report.blocks import Block, Figure, Note, Section, Table
-from deploy.report.learning import Curve, curve, figure_of
+from deploy.report.findings import label_of
+from deploy.report.learning import WORST_TENTH, Curve, curve, figure_of
 from deploy.report.plots import bars, dots, heat, layout, plain
 from deploy.report.story import OnClients, Story
 from deploy.report.words import named, number, percent, plural, titled
@@ -25,11 +26,11 @@ def fairness(story: Story) -> Section:
 
 def _clients(story: Story) -> list[Block]:
     told, metric = story.clients, story.metric
-    if told is None or metric not in told.metrics:
+    if told is None or not told.metrics.get(metric):
         return [
             Note(
                 "Not recorded: how good the model is for each client. With clients_fraction = 1.0 "
-                "under [evaluate] every client measures it on its own examples.",
+                "under [evaluate] every client measures it on the examples that it trains on.",
                 "missing",
             )
         ]
@@ -75,7 +76,8 @@ def _spread(told: OnClients, metric: str) -> Figure:
             }
         ],
         {**layout(named(metric), "clients"), "showlegend": False, "bargap": 0.02},
-        note=f"After round {told.round} of stage {told.stage}, on the clients' own examples.",
+        note=f"After round {told.round} of stage {told.stage}, on the clients' own examples, which "
+        "they also train on: new examples may fare worse.",
     )
 
 
@@ -113,14 +115,14 @@ def _over_rounds(story: Story) -> list[Block]:
     def part(key: str, name: str, look: int) -> Curve:
         return curve(story, name, lambda record: (record.clients_eval or {}).get(key), look)
 
+    less = story.less_is_better(metric)
     parts = [
-        part(f"{metric}_p90", "90th percentile", 0),
-        part(f"{metric}_p50", "median", 1),
-        part(f"{metric}_p10", "10th percentile", 2),
+        part(f"{metric}_p10" if less else f"{metric}_p90", "a tenth of the clients is better", 0),
+        part(f"{metric}_p50", "half of the clients are better", 1),
+        part(f"{metric}_worst10", WORST_TENTH, 2),
     ]
     if sum(len(own.there) for own in parts) <= len(parts):
         return []
-    less = story.less_is_better(metric)
     title = "Spread over clients by round"
     return [figure_of(story, title, named(metric), parts, less=less)]
 
@@ -231,18 +233,13 @@ def _confusion(story: Story) -> list[Block]:
         ]
     if not any(map(any, samples.confusion)):
         return []
-    return [_matrix(samples), _mixed_up(samples), _by_label(samples)]
-
-
-def _label(samples: Samples, place: int) -> str:
-    label = samples.labels[place] if place < len(samples.labels) else str(place)
-    return repr(label) if label.isspace() else label
+    return [_matrix(samples), _mixed_up(samples), _bylabel_of(samples)]
 
 
 def _matrix(samples: Samples) -> Figure:
     counts = samples.confusion
     shares = [[count / (sum(row) or 1) for count in row] for row in counts]
-    labels = [_label(samples, place) for place in range(len(counts))]
+    labels = [label_of(samples, place) for place in range(len(counts))]
     right = sum(row[k] for k, row in enumerate(counts)) / max(1, sum(map(sum, counts)))
     numbers = {"text": [list(row) for row in counts], "texttemplate": "%{text}"}
     return Figure(
@@ -292,24 +289,24 @@ def _mixed_up(samples: Samples) -> Table:
         "Most frequent mistakes",
         ("it is", "the model says", "times ", "of all such "),
         tuple(
-            (_label(samples, i), _label(samples, j), str(n), percent(n / sum(counts[i])))
+            (label_of(samples, i), label_of(samples, j), str(n), percent(n / sum(counts[i])))
             for n, i, j in worst
         ),
     )
 
 
-def _by_label(samples: Samples) -> Figure:
+def _bylabel_of(samples: Samples) -> Figure:
     counts = samples.confusion
     worst = recognised(samples)[:20]
     order, found = [place for _, place in worst], [share for share, _ in worst]
-    names = [plain(_label(samples, k)) for k in order]
+    names = [plain(label_of(samples, k)) for k in order]
     trace = bars("recognised", found, names, orientation="h")
     trace["customdata"] = [sum(counts[k]) for k in order]
     trace["hovertemplate"] = "%{y}: %{x:.1%} of %{customdata}<extra></extra>"
     return Figure(
         "Labels that it finds least often",
         "Bar chart of how many examples of each label are recognised; least often "
-        f"{_label(samples, order[0])}: {percent(found[0])}.",
+        f"{label_of(samples, order[0])}: {percent(found[0])}.",
         [trace],
         {
             "xaxis": {"range": [0, 1], "tickformat": ".0%", "title": {"text": "recognised"}},

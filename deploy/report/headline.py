@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from deploy.report.attendance import share_lost, totals
 from deploy.report.blocks import Card
 from deploy.report.exports import picks
 from deploy.report.fairness import recognised, worst_tenth
+from deploy.report.findings import (
+    TRAINED_ON,
+    baseline,
+    better_before,
+    carried,
+    clients_mean,
+    failed_gates,
+    final_value,
+    is_useless,
+    label_of,
+)
 from deploy.report.story import Stage, Story, value_of
 from deploy.report.words import duration, joined, named, number, percent, plural, size
 
@@ -22,30 +35,31 @@ def status(story: Story) -> str:
     """Returns how far the run is, in words."""
     if story.status == "trained" and story.exports:
         return "trained, not exported yet"
+    if bad := failed_gates(story):
+        return f"trained; {len(bad)} of {plural(len(story.files), 'file')} failed their check"
     return STATUS[story.status]
-
-
-def final_value(story: Story) -> float | None:
-    """Returns what the newest measured model is worth, by the story's metric."""
-    values = [value_of(record, story.metric) for record in reversed(story.records)]
-    return next((value for value in values if value is not None), None)
 
 
 def headline(story: Story) -> tuple[str, ...]:
     """Returns what happened, in sentences."""
     told = [_what(story)]
-    told += [f"{_state(story)}: {story.reason}."] if story.reason else []
+    told += _ended(story)
     if not story.records:
         told.append("No round has finished yet.")
     else:
-        told += [_how_well(story), *_whom(story), _attendance(story)]
+        told += [_how_well(story), *_held_against(story), *_better_before(story)]
+        told += [*_whom(story), _attendance(story)]
     if story.files:
         told.append(_ship(story))
     return tuple(told)
 
 
-def _state(story: Story) -> str:
-    return "The run failed" if story.status == "failed" else "It is not finished"
+def _ended(story: Story) -> list[str]:
+    if bad := failed_gates(story):
+        names = joined([file.file for file in bad])
+        return [f"It is trained. Files that failed their check, and are kept to look at: {names}."]
+    state = "The run failed" if story.status == "failed" else "It is not finished"
+    return [f"{state}: {story.reason}."] if story.reason else []
 
 
 def _what(story: Story) -> str:
@@ -54,10 +68,24 @@ def _what(story: Story) -> str:
     parameters = story.model.parameters or story.totals.params
     size_of = f", a model of {parameters:,} parameters," if parameters else ""
     who = f" by {plural(clients, 'client')}" if isinstance(clients, int) else ""
+    who += _a_round(story, clients) if who else ""
     data = f" on {story.model.dataset}" if story.model.dataset else ""
     own = story.config.get("data", {}).get("name")
     data = f" on {own}" if own else data
     return f"{story.task}{size_of} {_verb(story)} trained{data}{who}, in {_stages(story)}."
+
+
+def _a_round(story: Story, clients: object) -> str:
+    """Returns how many clients a round wants, of all that there are."""
+    told = [stage.settings.get("clients_per_round") for stage in story.stages]
+    counts = sorted(own for own in told if isinstance(own, int))
+    most = clients if isinstance(clients, int) else 0
+    if not counts:
+        return ""
+    if counts[0] >= most:
+        return ", all of them in each round"
+    low, high = counts[0], min(counts[-1], most)
+    return f", {low:,} a round" if low == high else f", {low:,} to {high:,} a round"
 
 
 def _verb(story: Story) -> str:
@@ -80,9 +108,39 @@ def _how_well(story: Story) -> str:
     if value is None:
         return "How good the model is was not measured yet."
     name = named(metric)
-    where = "the server's test data" if _on_server(story) else "the clients' own data"
-    less = ", where less is better" if story.less_is_better(metric) else ""
-    return f"On {where} it has {_article(name)} of {number(value)}{less}."
+    where = "the server's test data" if _on_server(story) else TRAINED_ON
+    less = ", where less is better and 0 is best" if story.less_is_better(metric) else ""
+    return f"On {where}, it has {_article(name)} of {number(value)}{less}.{_scale(story)}"
+
+
+def _scale(story: Story) -> str:
+    if story.metric != "frechet_distance":
+        return ""
+    return " There is no scale that tells a good distance: hold it against runs on the same data."
+
+
+def _held_against(story: Story) -> list[str]:
+    """Returns what a model that looks at nothing would reach."""
+    least = baseline(story)
+    if least is None:
+        return []
+    label, value = least
+    told = f"Always saying '{label}' would give {number(value)}"
+    return [
+        f"Warning: it is hardly better than a model that learnt nothing. {told}."
+        if is_useless(story)
+        else f"{told}, for comparison."
+    ]
+
+
+def _better_before(story: Story) -> list[str]:
+    found = better_before(story)
+    if found is None:
+        return []
+    stage, record = found
+    value = f"{named(story.metric)} {number(value_of(record, story.metric))}"
+    asked = f"keep_best = true in stage {stage.name} would have kept it"
+    return [f"Round {stage.place(record)} was better than the last one: {value}; {asked}."]
 
 
 def _article(name: str) -> str:
@@ -98,10 +156,10 @@ def _whom(story: Story) -> list[str]:
     if told is None or not told.metrics.get(metric):
         return []
     values = told.metrics[metric]
-    tenth = worst_tenth(values, less=story.less_is_better(metric))
-    mean = number(sum(values) / len(values))
-    who = f"Measured by {plural(len(values), 'client')} on their own data, the mean {named(metric)}"
-    return [f"{who} is {mean}, and {number(tenth)} for the tenth whom it serves worst."]
+    tenth = number(worst_tenth(values, less=story.less_is_better(metric)))
+    who = f"{plural(len(values), 'client')} measured it on their own data, which they also train on"
+    mean = f"{named(metric)} {number(clients_mean(story))} over all their examples"
+    return [f"{who}: {mean}, and on average {tenth} for the tenth whom it serves worst."]
 
 
 def _attendance(story: Story) -> str:
@@ -135,8 +193,11 @@ def cards(story: Story) -> tuple[Card, ...]:
 
 
 def _score(story: Story) -> Card:
-    note = "the server's test data" if _on_server(story) else "the clients' own data"
-    return Card(named(story.metric), number(final_value(story)), note)
+    note = "the server's test data" if _on_server(story) else TRAINED_ON
+    tone: Literal["plain", "bad"] = "bad" if is_useless(story) else "plain"
+    if least := baseline(story):
+        note += f"; always '{least[0]}': {number(least[1])}"
+    return Card(named(story.metric), number(final_value(story)), note, tone)
 
 
 def _tenth(story: Story) -> list[Card]:
@@ -144,7 +205,8 @@ def _tenth(story: Story) -> list[Card]:
     if told is None or not told.metrics.get(metric):
         return []
     value = worst_tenth(told.metrics[metric], less=story.less_is_better(metric))
-    return [Card("worst tenth of clients", number(value), named(metric))]
+    note = f"{named(metric)}, on data that they also train on"
+    return [Card("worst tenth of clients", number(value), note)]
 
 
 def _labels(story: Story) -> list[Card]:
@@ -152,15 +214,14 @@ def _labels(story: Story) -> list[Card]:
     if not found or story.samples is None:
         return []
     share, place = found[0]
-    labels = story.samples.labels
-    name = labels[place] if place < len(labels) else str(place)
-    return [Card("worst label", percent(share), f"of {name!r} is recognised")]
+    name = label_of(story.samples, place).strip("'")
+    return [Card("worst label", percent(share), f"of '{name}' is recognised")]
 
 
 def _time(story: Story) -> Card:
     seconds = story.totals.total_s or sum(record.seconds.total for record in story.records)
     wire = sum(record.bytes_down + record.bytes_up for record in story.records)
-    return Card("time", duration(seconds), f"{size(wire)} on the wire")
+    return Card("time", duration(seconds), f"{size(wire)} {carried(story)}")
 
 
 def _file(story: Story) -> list[Card]:

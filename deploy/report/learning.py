@@ -13,6 +13,7 @@ from deploy.report.story import Stage, Story, means, value_of
 from deploy.report.words import duration, named, number, titled
 from server.records import RoundRecord
 
+WORST_TENTH = "worst tenth of the clients, mean"
 _MOST_OTHERS = 4
 
 
@@ -55,15 +56,14 @@ def eval_curve(story: Story, metric: str, more: str = "", look: int = 0) -> Curv
 
 
 def client_curves(story: Story, metric: str) -> list[Curve]:
-    """Returns what clients measured on their own data: the mean, and how it spreads."""
+    """Returns what clients measured on the data that they train on: the mean, and the worst."""
 
     def of(key: str) -> Callable[[RoundRecord], float | None]:
         return lambda record: (record.clients_eval or {}).get(key)
 
-    tenth = "worst tenth of the clients"
     return [
-        curve(story, "on the clients' own data, mean", of(metric), 1),
-        curve(story, tenth, of(f"{metric}_worst10"), 2),
+        curve(story, "on the clients' training data, over all examples", of(metric), 1),
+        curve(story, WORST_TENTH, of(f"{metric}_worst10"), 2),
     ]
 
 
@@ -248,7 +248,7 @@ def stage_table(story: Story) -> Table:
 
 def _stage_row(story: Story, stage: Stage) -> tuple[str, ...]:
     values = [
-        (record.round, value)
+        (stage.place(record), value)
         for record in stage.records
         if (value := value_of(record, story.metric)) is not None
     ]

@@ -19,6 +19,7 @@ from deploy.report.costs import costs
 from deploy.report.details import details
 from deploy.report.exports import exports
 from deploy.report.fairness import fairness
+from deploy.report.findings import failed_gates
 from deploy.report.headline import cards, headline, status
 from deploy.report.learning import learning
 from deploy.report.pictures import pictures
@@ -67,7 +68,7 @@ def make_page(stories: Sequence[Story], made: str) -> Page:
 
 def chapter(story: Story, place: int = 0) -> Chapter:
     """Returns what is to be told of one run."""
-    tone: Any = _TONES.get(story.status, "plain")
+    tone: Any = "plain" if failed_gates(story) else _TONES.get(story.status, "plain")
     sections = tuple(part(story) for part in _PARTS)
     name = f"run-{place + 1}"
     title = story.name
