@@ -17,7 +17,7 @@ import yaml
 from deploy.cli import run
 from deploy.fleet.certificates import covers
 from deploy.fleet.home import ServerHome
-from deploy.k8s.keys import make_keys
+from deploy.k8s.keys import create_keys, make_keys
 from deploy.k8s.names import gateways, server_names
 from deploy.k8s.render import MANIFESTS, Rendering, build, choices, render
 from shared_models.errors import InputError
@@ -61,9 +61,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Do
         if name not in made:
             rendering = RENDERINGS[name]
             namespace = rendering.namespace
-            keys = make_keys(
-                tmp_path_factory.mktemp("keys") / "keys", namespace, [], GATEWAYS, renew=False
-            )
+            state = tmp_path_factory.mktemp("keys") / "keys"
+            create_keys(state, namespace, [])
+            keys = make_keys(state, namespace, [], GATEWAYS, renew=False)
             metadata = {"metadata": {"name": "wildflower-data", "namespace": namespace}}
             made[name] = [*parsed(render(rendering)), *parsed(keys), {**DATA, **metadata}]
         return copy.deepcopy(made[name])
@@ -369,6 +369,7 @@ def test_mistakes_are_seen(mistake: str, cluster: Callable[[str], list[Doc]]) ->
 
 def test_no_secret_leaves_the_operators_folder(tmp_path: Path) -> None:
     state = tmp_path / "keys"
+    create_keys(state, "wildflower", ["fleet.example.org"])
     docs = parsed(make_keys(state, "wildflower", ["fleet.example.org"], GATEWAYS, renew=False))
     home = ServerHome(state)
     text = yaml.safe_dump_all(docs)
@@ -380,10 +381,12 @@ def test_no_secret_leaves_the_operators_folder(tmp_path: Path) -> None:
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in secrets)
     public = [doc for doc in docs if doc["kind"] == "ConfigMap"]
     assert "PRIVATE" not in yaml.safe_dump_all(public)
+    assert (state / ".gitignore").read_text() == "*\n"
 
 
 def test_keys_stay_what_they_are(tmp_path: Path) -> None:
     state = tmp_path / "keys"
+    create_keys(state, "wildflower", [])
     first = make_keys(state, "wildflower", [], GATEWAYS, renew=False)
     assert make_keys(state, "wildflower", [], GATEWAYS, renew=False) == first
     with pytest.raises(InputError, match=r"is not for fleet\.example\.org; add --renew"):
@@ -393,6 +396,18 @@ def test_keys_stay_what_they_are(tmp_path: Path) -> None:
     assert [old["metadata"]["name"] for old, new in both if old != new] == ["wildflower-server-tls"]
     with pytest.raises(InputError, match="may host other clients"):
         make_keys(state, "wildflower", [], gateways(0, ["north=1"]), renew=False)
+
+
+@pytest.mark.parametrize("renew", [False, True])
+def test_no_new_ca_is_made_unless_it_is_asked_for(renew: bool, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no keys are here; .* --init"):
+        make_keys(tmp_path / "typo", "wildflower", [], GATEWAYS, renew=renew)
+    assert not (tmp_path / "typo").exists()
+    create_keys(tmp_path / "keys", "wildflower", [])
+    ca = (tmp_path / "keys/ca.pem").read_bytes()
+    with pytest.raises(InputError, match="keys are here already; leave out --init"):
+        create_keys(tmp_path / "keys", "wildflower", [])
+    assert (tmp_path / "keys/ca.pem").read_bytes() == ca
 
 
 @pytest.mark.parametrize(
@@ -407,6 +422,12 @@ def test_keys_stay_what_they_are(tmp_path: Path) -> None:
         (("render", "--overlay", "laptop", "--namespace", "A_b"), "small letters"),
         (("render", "--sample", "submit", "--gpu"), "give --overlay too"),
         (("render", "--sample", "submit", "--metrics"), "give --overlay too"),
+        (
+            ("render", "--overlay", "laptop", "--gpu", "--server-image", "x:9"),
+            "both --server-image and --executor-image",
+        ),
+        (("render", "--overlay", "laptop", "--executor-image", "x:9"), "give --gpu too"),
+        (("keys", "--state", "keys", "--init", "--renew"), "give one of them"),
     ],
 )
 def test_mistakes_of_the_command_line_are_told(
@@ -422,8 +443,31 @@ def test_the_command_line_prints_manifests(
     assert run(["k8s", "render", "--overlay", "laptop", "--clients", "1"]) == 0
     kinds = {doc["kind"] for doc in parsed(capsys.readouterr().out)}
     assert {"StatefulSet", "Deployment", "NetworkPolicy", "PodDisruptionBudget"} <= kinds
-    assert run(["k8s", "keys", "--state", str(tmp_path / "keys"), "--clients", "1"]) == 0
+    keys = ["k8s", "keys", "--state", str(tmp_path / "keys"), "--clients", "1"]
+    assert run(keys) == 2
+    assert capsys.readouterr().out == ""
+    assert run([*keys, "--init"]) == 0
     assert len(parsed(capsys.readouterr().out)) == 5
+
+
+def test_no_image_of_ours_is_left_when_all_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    images = {
+        f"--{name}-image": f"images.example/{name}:9"
+        for name in ("server", "executor", "client", "simulation")
+    }
+    words = [word for option in images.items() for word in option]
+    samples = [
+        word for name in choices("samples") if name != "gateway" for word in ("--sample", name)
+    ]
+    for overlay in choices("overlays"):
+        assert (
+            run(
+                ["k8s", "render", "--overlay", overlay, "--clients", "1", *samples, "--gpu", *words]
+            )
+            == 0
+        )
+        pods = pods_of(parsed(capsys.readouterr().out))
+        assert {one["image"] for pod in pods for one in pod.containers} == set(images.values())
 
 
 def test_the_dockerfile_is_clean() -> None:

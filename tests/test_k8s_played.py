@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from deploy.k8s.keys import make_keys
+from deploy.k8s.keys import create_keys, make_keys
 from deploy.k8s.names import gateways
 from deploy.k8s.render import Rendering, render
 from tests.conftest import ROOT
@@ -61,6 +61,7 @@ def player(images: dict[str, str], tmp_path: Path) -> Iterator[Player]:
     own = tuple(gateways(2, []))
     rendering = Rendering("laptop", ("submit",), own, images=images)
     docs = parsed(render(rendering))
+    create_keys(tmp_path / "keys", "wildflower", [])
     docs += parsed(make_keys(tmp_path / "keys", "wildflower", [], own, renew=False))
     found = Player(longer(docs), tmp_path, f"wf-{secrets.token_hex(3)}")
     yield found

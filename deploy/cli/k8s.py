@@ -33,6 +33,9 @@ def render_(
     gateway: _Gateway = None,
     namespace: _Namespace = "wildflower",
     server_image: Annotated[str | None, typer.Option(help="NAME:TAG or NAME@DIGEST.")] = None,
+    executor_image: Annotated[
+        str | None, typer.Option(help="The same, the CUDA variant: of an executor with --gpu.")
+    ] = None,
     client_image: Annotated[str | None, typer.Option(help="The same, of gateways.")] = None,
     simulation_image: Annotated[str | None, typer.Option(help="The same, of Ray's pods.")] = None,
     storage_class: Annotated[
@@ -58,12 +61,11 @@ def render_(
 
     if overlay is None and not sample and not clients and not gateway:
         raise InputError("nothing to render: give --overlay laptop, or --sample submit")
-    if gpu and overlay is None:
-        raise InputError("--gpu: is for a server; give --overlay too")
-    if metrics and overlay is None:
-        raise InputError("--metrics: is for a server and its gateways; give --overlay too")
+    _require_server(overlay, gpu=gpu, metrics=metrics)
+    _require_executor(gpu, server_image, executor_image)
     images = {
-        "wildflower-server-cuda" if gpu else "wildflower-server": server_image,
+        "wildflower-server": server_image,
+        "wildflower-server-cuda": executor_image,
         "wildflower-client": client_image,
         "wildflower-simulation": simulation_image,
     }
@@ -82,6 +84,23 @@ def render_(
     print(render(rendering), end="")
 
 
+def _require_server(overlay: str | None, *, gpu: bool, metrics: bool) -> None:
+    if gpu and overlay is None:
+        raise InputError("--gpu: is for a server; give --overlay too")
+    if metrics and overlay is None:
+        raise InputError("--metrics: is for a server and its gateways; give --overlay too")
+
+
+def _require_executor(gpu: bool, server: str | None, executor: str | None) -> None:
+    if gpu and (server is None) != (executor is None):
+        raise InputError(
+            "--gpu: the server's pod has two images; give both --server-image and --executor-image "
+            "(the CUDA variant), or neither"
+        )
+    if executor is not None and not gpu:
+        raise InputError("--executor-image: is the CUDA variant of the server's; give --gpu too")
+
+
 @app.command("keys")
 def keys(
     state: Annotated[
@@ -94,18 +113,25 @@ def keys(
     clients: _Clients = 0,
     gateway: _Gateway = None,
     namespace: _Namespace = "wildflower",
+    init: Annotated[
+        bool, typer.Option("--init", help="The first time: make the folder, and a new CA in it.")
+    ] = False,
     renew: Annotated[
         bool, typer.Option("--renew", help="A new server certificate, under the same CA.")
     ] = False,
 ) -> None:
-    """Print the Secrets and ConfigMaps with certificates and keys; make those that are missing.
+    """Print the Secrets and ConfigMaps with certificates and keys; make keys of new gateways.
 
     Devices outside of the cluster are added by `wildflower server add-client NAME --state STATE`.
 
-    Example: wildflower k8s keys --state keys --clients 4 | kubectl apply -f -
+    Example: wildflower k8s keys --state keys --init --clients 4 | kubectl apply --server-side -f -
     """
-    from deploy.k8s.keys import make_keys
+    from deploy.k8s.keys import create_keys, make_keys
     from deploy.k8s.names import gateways
 
+    if init and renew:
+        raise InputError("--init: makes a new CA, --renew keeps the old one; give one of them")
     found = gateways(clients, gateway or ())
+    if init:
+        create_keys(state, namespace, host or ())
     print(make_keys(state, namespace, host or (), found, renew=renew), end="")

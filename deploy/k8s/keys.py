@@ -1,8 +1,9 @@
 """A fleet's certificates and keys as the Secrets and ConfigMaps that the manifests mount.
 
-They are made in a folder of the operator's own (the one that `wildflower server init` makes), which
-keeps what no cluster is given: the CA's key. Applied again after a change, they change the cluster:
-the server sees new clients and a new certificate without a restart.
+They are made in a folder of the operator's own (as `wildflower server init` makes it), which keeps
+what no cluster is given: the CA's key. Applied again after a change, they change the cluster: the
+server sees new clients and a new certificate without a restart. So a new CA, with a list of clients
+that is empty, is only made when it is asked for: it would shut out every device, for ever.
 """
 
 from __future__ import annotations
@@ -26,16 +27,32 @@ from shared_models.errors import InputError
 _LABELS = {"app.kubernetes.io/name": "wildflower"}
 
 
+def create_keys(state: Path, namespace: str, hosts: Sequence[str]) -> None:
+    """Makes the folder: a new CA, a certificate, an operator's token; `InputError` if it is there.
+
+    Git leaves the folder out, wherever it is.
+    """
+    require_namespace(namespace)
+    home = ServerHome(state.absolute())
+    if home.notes.exists():
+        raise InputError(f"--state {state}: keys are here already; leave out --init")
+    create_home(home, [*server_names(namespace), *hosts], 365)
+    (home.path / ".gitignore").write_text("*\n")
+
+
 def make_keys(
     state: Path, namespace: str, hosts: Sequence[str], gateways: Sequence[Gateway], *, renew: bool
 ) -> str:
-    """Makes what is missing, and returns all of it as YAML."""
+    """Makes keys of new gateways, and returns all as YAML; `InputError` if there is no folder."""
     require_namespace(namespace)
     home = ServerHome(state.absolute())
-    names = [*server_names(namespace), *hosts]
     if not home.notes.exists():
-        create_home(home, names, 365)
-    elif renew:
+        raise InputError(
+            f"--state {state}: no keys are here; if there are none elsewhere either, --init makes "
+            "them, with a new CA that no device knows yet"
+        )
+    names = [*server_names(namespace), *hosts]
+    if renew:
         renew_certificate(home, list(dict.fromkeys([*home.names(), *names])), 365)
     _require_covered(home, names)
     for gateway in gateways:
