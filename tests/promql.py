@@ -16,7 +16,7 @@ import yaml
 
 _FUNCTIONS = {
     "sum", "by", "on", "and", "or", "unless", "without", "rate", "increase", "time", "avg", "max",
-    "min", "count", "label_values",
+    "min", "count", "label_values", "absent",
 }  # fmt: skip
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _GROUPING = re.compile(r"\b(?:by|on|without)\s*\(([^)]*)\)")

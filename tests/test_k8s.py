@@ -20,8 +20,9 @@ from deploy.fleet.home import ServerHome
 from deploy.k8s.keys import create_keys, make_keys
 from deploy.k8s.names import gateways, server_names
 from deploy.k8s.render import MANIFESTS, Rendering, build, choices, render
+from shared_models.config import read_config
 from shared_models.errors import InputError
-from tests.k8s_rules import Doc, faults, name_of, pods_of
+from tests.k8s_rules import Doc, faults, name_of, pods_of, quantity
 
 VERSIONS = [f"1.{minor}" for minor in range(30, 37)]
 GATEWAYS = tuple(gateways(2, ["north=10-19"]))
@@ -38,7 +39,7 @@ RENDERINGS = {
         images={"wildflower-server": "images.example:5000/own/server:7"},
         storage_class="fast",
     ),
-    "simulation": Rendering(None, ("simulation",)),
+    "simulation": Rendering(None, ("simulation-data", "simulation")),
 }
 # What the cluster's owner brings: the data of gateways.
 DATA: Doc = {
@@ -125,6 +126,43 @@ def test_the_executor_sees_no_key(cluster: Callable[[str], list[Doc]]) -> None:
     assert executor["image"].startswith("wildflower-server-cuda:")
     assert executor["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert {mount["name"] for mount in executor["volumeMounts"]} == {"state", "ca", "tmp-executor"}
+
+
+def test_only_a_labelled_namespace_reaches_ray_or_metrics(
+    cluster: Callable[[str], list[Doc]],
+) -> None:
+    docs = [*cluster("production"), *cluster("simulation")]
+    rules = [r for d in docs if d["kind"] == "NetworkPolicy" for r in d["spec"].get("ingress", [])]
+    peers = [peer for rule in rules for peer in rule["from"] if "namespaceSelector" in peer]
+    assert len(peers) == 2
+    assert all(peer["namespaceSelector"]["matchLabels"] for peer in peers)
+
+
+def test_rays_objects_fit_into_its_shared_memory(cluster: Callable[[str], list[Doc]]) -> None:
+    (job,) = [doc for doc in cluster("simulation") if doc["kind"] == "RayJob"]
+    ray = job["spec"]["rayClusterSpec"]
+    for group in (ray["headGroupSpec"], *ray["workerGroupSpecs"]):
+        (shm,) = [v for v in group["template"]["spec"]["volumes"] if v["name"] == "shm"]
+        room = quantity(shm["emptyDir"]["sizeLimit"])
+        assert room is not None
+        assert int(group["rayStartParams"]["object-store-memory"]) < room
+
+
+def test_the_run_that_the_cluster_makes_is_a_file_to_submit_from_a_desk(
+    cluster: Callable[[str], list[Doc]],
+) -> None:
+    (told,) = [doc for doc in cluster("laptop") if name_of(doc) == "ConfigMap/wildflower-run"]
+    file = MANIFESTS / "samples/submit/run.toml"
+    assert told["data"]["run.toml"] == file.read_text()
+    config = read_config(file)
+    assert config.data.clients == 2
+    assert config.evaluate.data == "none"
+
+
+def test_a_rule_file_has_nothing_but_rules(cluster: Callable[[str], list[Doc]]) -> None:
+    docs = {name_of(doc): doc for doc in cluster("production")}
+    assert docs["ConfigMap/wildflower-prometheus"]["data"].keys() == {"rules.yaml"}
+    assert docs["ConfigMap/wildflower-scrape"]["data"].keys() == {"scrape.yaml"}
 
 
 def change(path: str, value: Any) -> Callable[[list[Doc]], None]:

@@ -243,7 +243,7 @@ def test_logs_are_read_as_they_grow_and_again_from_the_start(tmp_path: Any) -> N
 BOARD = ROOT / "k8s/components/prometheus/dashboard.json"
 RULES = ROOT / "k8s/components/prometheus/rules.yaml"
 # What Prometheus itself adds to what it scrapes, and what is served of the process.
-SCRAPED = {"job", "instance"}
+SCRAPED = {"job", "instance", "pod"}
 OTHERS = {"up": set[str](), "process_resident_memory_bytes": set[str]()}
 KNOWN = {metric.name: set(metric.labels) for metric in catalog.METRICS} | OTHERS
 

@@ -27,7 +27,8 @@ def render_(
         str | None, typer.Option(help="laptop or production: the server and what it needs.")
     ] = None,
     sample: Annotated[
-        list[str] | None, typer.Option(help="submit or simulation; may be repeated.")
+        list[str] | None,
+        typer.Option(help="submit, simulation-data or simulation; may be repeated."),
     ] = None,
     clients: _Clients = 0,
     gateway: _Gateway = None,
