@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from deploy.report.attendance import attendance
+from deploy.report.blocks import Figure, Table
+from deploy.report.costs import costs
+from deploy.report.exports import exports
 from deploy.report.findings import better_before, failed_gates, final_value, is_useless
 from deploy.report.headline import cards, headline, status
 from deploy.report.reading import read_story
 from deploy.report.story import Story
-from server.records import Best, RoundRecord
+from server.records import Best, Failure, RoundRecord
 from tests.told_runs import CONFIG, SAMPLE, records, write_run
 
 
@@ -93,3 +97,58 @@ def test_without_a_confusion_matrix_there_is_no_baseline(tmp_path: Path) -> None
     folder = write_run(tmp_path / "told")
     (folder / "samples.json").write_text(json.dumps(asdict(replace(SAMPLE, confusion=()))))
     assert "Always saying" not in " ".join(headline(read_story(folder)))
+
+
+def test_who_was_not_needed_is_surplus_and_no_loss_and_all_sums_agree(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "told")
+    more = [replace(own, clients_selected=13, clients_late=4) for own in records()]
+    write_records(folder, more)
+    story = read_story(folder)
+    said = " ".join(headline(story))
+    assert "16 of 80 (20 %) updates that were needed did not count: 8 refused and 8 late" in said
+    assert "24 more were surplus" in said
+    blocks = attendance(story).blocks
+    (chart,) = (block for block in blocks if isinstance(block, Figure))
+    sums = {trace["name"]: sum(trace["y"]) for trace in chart.data}
+    assert sums == {"aggregated": 64, "refused": 8, "late": 8, "surplus": 24}
+    (why, *_) = (block for block in blocks if isinstance(block, Table))
+    assert [(row[0], row[2]) for row in why.rows] == [
+        ("refused", "8"),
+        ("late", "8"),
+        ("surplus", "24"),
+    ]
+
+
+def test_reasons_that_differ_in_numbers_are_one_row_with_their_range(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "told")
+    late = [Failure(3, "late", f"it took {k}0.5 s (# of 30)") for k in range(8)]
+    pairs = zip(records(), late, strict=True)
+    odd = Failure(4, "late", "it took # s (# of 30)")
+    write_records(folder, [replace(own, failures=(why, odd)) for own, why in pairs])
+    why = next(b for b in attendance(read_story(folder)).blocks if isinstance(b, Table))
+    assert ("late", "it took 00.5 to 70.5 s (# of 30)", "8") in why.rows
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [("inline", "exchanged with the simulated workers"), ("flower", "on the wire")],
+)
+def test_bytes_are_on_the_wire_only_where_there_is_one(
+    tmp_path: Path, engine: str, said: str
+) -> None:
+    folder = write_run(tmp_path / "told")
+    told = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**told, "engine": engine}))
+    story = read_story(folder)
+    assert any(said in card.note for card in cards(story))
+    (table,) = (block for block in costs(story).blocks if isinstance(block, Table))
+    one = "34.9 KB (8,714 parameters x 4 bytes)" if engine == "inline" else "10.0 KB"
+    assert one in [row[1] for row in table.rows]
+
+
+def test_what_a_file_to_ship_costs_and_saves_is_said(tmp_path: Path) -> None:
+    said = [
+        getattr(b, "text", "") for b in exports(read_story(write_run(tmp_path / "told"))).blocks
+    ]
+    assert "the smallest file that passed its check" in said[0]
+    assert "against model-fp32.onnx it is 70 % smaller, and no worse" in said[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -15,13 +16,16 @@ from deploy.report.words import percent, plural
 from server.records import OUTCOMES, RoundRecord
 from server.summary import fault_table
 
-FATES = ("aggregated", "refused", "failed", "late", "discarded")
-_COLOURS = (0, 1, 3, 4, 5)
+FATES = ("aggregated", "refused", "failed", "late", "discarded", "surplus")
+_COLOURS = (0, 1, 3, 4, 2, 5)
+_LOST = FATES[1:-1]
 _MOST_ROWS = 200
+_MOST_REASONS = 15
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w.]*\w)")
 _MEANING = (
     "Refused: the update was not usable (NaN, a wrong shape, too large). Failed: the client's "
-    "training did. Late: it missed the deadline, or enough others had answered. Discarded: it was "
-    "good, but its round began anew."
+    "training did. Late: it missed the deadline. Discarded: it was good, but its round began anew. "
+    "Surplus: more were asked than needed, and enough others had answered; that is no failure."
 )
 
 
@@ -41,15 +45,20 @@ def attendance(story: Story) -> Section:
 
 
 def fates(record: RoundRecord) -> tuple[int, ...]:
-    """Returns how many of a round's clients met each of `FATES`: each is in one."""
+    """Returns how many of a round's clients met each of `FATES`: each is in one.
+
+    Of the late ones those who missed the deadline have a reason; the others were not needed.
+    """
     status = Counter(failure.status for failure in record.failures)
     refused = min(record.clients_failed, status["refused"])
+    late = min(record.clients_late, status["late"])
     return (
         record.clients_aggregated,
         refused,
         record.clients_failed - refused,
-        record.clients_late,
+        late,
         record.clients_discarded,
+        record.clients_late - late,
     )
 
 
@@ -57,6 +66,16 @@ def totals(records: Sequence[RoundRecord]) -> dict[str, int]:
     """Returns how many clients met each of `FATES` in all rounds."""
     sums = [sum(column) for column in zip(*map(fates, records), strict=True)] or [0] * len(FATES)
     return dict(zip(FATES, sums, strict=True))
+
+
+def lost(records: Sequence[RoundRecord]) -> dict[str, int]:
+    """Returns how many clients met each fate that is a loss, of those that somebody met."""
+    return {fate: count for fate, count in totals(records).items() if count and fate in _LOST}
+
+
+def needed(records: Sequence[RoundRecord]) -> int:
+    """Returns how many clients were asked, without those that turned out as surplus."""
+    return sum(count for fate, count in totals(records).items() if fate != "surplus")
 
 
 def _by_round(story: Story) -> Figure:
@@ -83,12 +102,7 @@ def _reasons(story: Story) -> list[Block]:
     found = [(r, failure) for r in story.records for failure in r.failures]
     if not found:
         return [Note("No client failed, was refused or missed a deadline.")]
-    counts = Counter((failure.status, _kind(failure.reason)) for _, failure in found)
-    often = Table(
-        "Why clients did not count",
-        ("status", "reason", "times "),
-        tuple((status, reason, str(n)) for (status, reason), n in counts.most_common(15)),
-    )
+    often = _often(story)
     victims = {
         (r.stage, r.round, own.client_id): own.kind for r in story.records for own in r.injected
     }
@@ -112,19 +126,40 @@ def _reasons(story: Story) -> list[Block]:
     return [often, Table(caption, columns, rows, folded=len(rows) > 12)]
 
 
-def _kind(reason: str) -> str:
-    """Returns a reason without its numbers, so that equal ones are counted together.
+def _often(story: Story) -> Table:
+    """Returns why clients did not count; its numbers add up to those of the chart."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for record in story.records:
+        for own in record.failures:
+            kind = (own.status, *_NUMBER.split(own.reason))
+            groups.setdefault(kind, []).append(own.reason)
+    ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
+    rows = [(status, ranged(own), str(len(own))) for (status, *_), own in ordered]
+    if rest := sum(int(row[2]) for row in rows[_MOST_REASONS:]):
+        rows = [
+            *rows[:_MOST_REASONS],
+            ("-", "other reasons: the table of every failure", str(rest)),
+        ]
+    sums = totals(story.records)
+    more = {"discarded": "its round began anew", "surplus": "enough others had answered"}
+    rows += [(fate, why, str(sums[fate])) for fate, why in more.items() if sums[fate]]
+    return Table("Why clients did not count", ("status", "reason", "times "), tuple(rows))
 
-    >>> _kind("it took 12.5 s, the deadline is 3 s")
-    'it took # s, the deadline is # s'
+
+def ranged(reasons: Sequence[str]) -> str:
+    """Returns reasons that differ in numbers as one, with the range of each number.
+
+    >>> ranged(["it took 12.5 s, 3 s are allowed", "it took 40 s, 3 s are allowed"])
+    'it took 12.5 to 40 s, 3 s are allowed'
     """
-    words = [_masked(word) for word in reason.split()]
-    return " ".join(words)
+    columns = zip(*(_NUMBER.findall(reason) for reason in reasons), strict=True)
+    shown = (_span(column) for column in columns)
+    return _NUMBER.sub(lambda _: next(shown), reasons[0])
 
 
-def _masked(word: str) -> str:
-    bare = word.strip("(),;:")
-    return word.replace(bare, "#") if bare and bare.replace(".", "", 1).isdigit() else word
+def _span(column: Sequence[str]) -> str:
+    ordered = sorted(set(column), key=float)
+    return ordered[0] if len(ordered) == 1 else f"{ordered[0]} to {ordered[-1]}"
 
 
 def _faults(faults: dict[str, dict[str, int]]) -> Table:
@@ -133,13 +168,14 @@ def _faults(faults: dict[str, dict[str, int]]) -> Table:
         for kind, told in faults.items()
     )
     columns = ("fault", "injected ", *(f"{outcome} " for outcome in OUTCOMES))
-    note = "Faults that the config has simulated clients suffer on purpose."
+    note = (
+        "Faults that the config has simulated clients suffer on purpose. Late are here also those "
+        "that were surplus."
+    )
     return Table("Injected faults, and what became of their clients", columns, rows, note=note)
 
 
 def share_lost(story: Story) -> str:
     """Returns e.g. `23 of 216 (11 %)`: those whose update did not count."""
-    sums = totals(story.records)
-    asked = sum(sums.values())
-    lost = asked - sums["aggregated"]
-    return f"{lost:,} of {asked:,} ({percent(lost / asked if asked else 0)})"
+    asked, gone = needed(story.records), sum(lost(story.records).values())
+    return f"{gone:,} of {asked:,} ({percent(gone / asked if asked else 0)})"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -11,7 +12,7 @@ from deploy.report.blocks import Block, Chapter, Figure, Note, Section, Table
 from deploy.report.costs import scaled
 from deploy.report.exports import frontier_figure, picks, points_of
 from deploy.report.fairness import worst_tenth
-from deploy.report.findings import final_value
+from deploy.report.findings import BLOCKS, carried, final_value, is_simulated
 from deploy.report.headline import status
 from deploy.report.plots import layout, line
 from deploy.report.story import Story, value_of
@@ -46,7 +47,10 @@ def _sentence(stories: Sequence[Story]) -> str:
 def _results(stories: Sequence[Story]) -> Table:
     columns = ("run", "status", "task", "metric", "at the end ", "worst tenth ", "rounds ")
     rows = tuple(_row(story) for story in stories)
-    return Table("The runs", (*columns, "updates lost ", "time ", "wire ", "to ship"), rows)
+    note = _bytes_note(stories)
+    return Table(
+        "The runs", (*columns, "updates lost ", "time ", "bytes ", "to ship"), rows, note=note
+    )
 
 
 def _row(story: Story) -> tuple[str, ...]:
@@ -124,7 +128,19 @@ def _over_bytes(stories: Sequence[Story], metric: str) -> Figure:
     unit, _ = scaled([own[-1] for own in totals])
     scale = {name: least for least, name in UNITS}.get(unit, 1)
     x = [[value / scale for value in own] for own in totals]
-    return _figure(stories, metric, "bytes on the wire", unit, x)
+    ways = {carried(story) for story in stories}
+    over = f"bytes {ways.pop()}" if len(ways) == 1 else "bytes"
+    return replace(_figure(stories, metric, over, unit, x), note=_bytes_note(stories))
+
+
+def _bytes_note(stories: Sequence[Story]) -> str:
+    """Returns what bytes mean of those runs that are simulated."""
+    simulated = [story.name for story in stories if is_simulated(story)]
+    if not simulated or len(simulated) == len(stories):
+        return f"Bytes {carried(stories[0])}. {BLOCKS}" if simulated else "Bytes on the wire."
+    return (
+        f"Bytes on the wire; of {joined(simulated)} between blocks of simulated clients. {BLOCKS}"
+    )
 
 
 def _differences(stories: Sequence[Story]) -> Block:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from deploy.report.blocks import Block, Figure, Note, Section, Table
+from deploy.report.findings import BLOCKS, carried, is_simulated
 from deploy.report.learning import stage_marks
 from deploy.report.plots import bars, layout, line
 from deploy.report.story import Story
@@ -64,17 +65,23 @@ def _bytes(story: Story) -> Figure:
     down = list(accumulate(record.bytes_down for record in story.records))
     up = list(accumulate(record.bytes_up for record in story.records))
     unit, values = scaled([*down, *up])
-    names = ("to the clients", "from the clients")
+    whom = _whom(story)
+    names = (f"to the {whom}", f"from the {whom}")
     parts = (values[: len(down)], values[len(down) :])
     return Figure(
-        "Bytes on the wire, in all",
-        f"Line chart over rounds: {size(down[-1])} to the clients, {size(up[-1])} from them.",
+        f"Bytes {carried(story)}, in all",
+        f"Line chart over rounds: {size(down[-1])} to the {whom}, {size(up[-1])} from them.",
         [
             line(name, rounds, own, place, hovertemplate="%{y:.4~g} " + unit)
             for place, (name, own) in enumerate(zip(names, parts, strict=True))
         ],
         {**layout("round", unit), **stage_marks(story.stages)},
+        note=BLOCKS if is_simulated(story) else "",
     )
+
+
+def _whom(story: Story) -> str:
+    return "simulated workers" if is_simulated(story) else "clients"
 
 
 def _memory(story: Story) -> Figure:
@@ -91,6 +98,15 @@ def _memory(story: Story) -> Figure:
     )
 
 
+def _of_one(story: Story, measured: float | None) -> tuple[str, str]:
+    """Returns what one client sends; of a simulation an estimate, for its blocks send together."""
+    if not is_simulated(story):
+        return "bytes from a client, each time", size(measured)
+    count = story.model.parameters or story.totals.params
+    told = "-" if count is None else f"{size(4 * count)} ({count:,} parameters x 4 bytes)"
+    return "one client alone, each time and way: an estimate", told
+
+
 def _table(story: Story) -> Table:
     records, totals = story.records, story.totals
     updates = sum(record.clients_aggregated for record in records)
@@ -101,9 +117,9 @@ def _table(story: Story) -> Table:
         ("the whole run, with its exports", duration(totals.total_s)),
         ("until the first round", duration(totals.startup_s)),
         ("client updates a second", number(updates / seconds if seconds else None, 3)),
-        ("bytes to the clients", size(down)),
-        ("bytes from the clients", size(up)),
-        ("bytes from a client, each time", size(up / updates if updates else None)),
+        (f"bytes to the {_whom(story)}", size(down)),
+        (f"bytes from the {_whom(story)}", size(up)),
+        _of_one(story, up / updates if updates else None),
         ("peak memory, all processes", f"{number(totals.peak_rss_mb)} MB"),
     )
     return Table("In numbers", ("what", "how much "), tuple(r for r in rows if "-" not in r[1][:1]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deploy.report.attendance import lost
 from deploy.report.blocks import Block, Code, Note, Section, Table
 from deploy.report.story import Story, value_of
 from deploy.report.words import duration, named, number, size
@@ -78,7 +79,7 @@ def _machine(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 def _rounds(story: Story) -> Table:
     metric = story.metric
-    columns = ("stage", "round ", "clients ", "lost ", "train loss ", f"{named(metric)} ")
+    columns = ("stage", "round of it ", "clients ", "lost ", "train loss ", f"{named(metric)} ")
     rows = tuple(_row(record, metric) for record in story.records)
     return Table("Every round", (*columns, "time ", "down ", "up "), rows, folded=True)
 
@@ -88,7 +89,7 @@ def _row(record: RoundRecord, metric: str) -> tuple[str, ...]:
         record.stage,
         str(record.round),
         str(record.clients_aggregated),
-        str(record.clients_selected - record.clients_aggregated),
+        str(sum(lost([record]).values())),
         number(record.train_loss),
         number(value_of(record, metric)),
         duration(record.seconds.total),

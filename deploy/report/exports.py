@@ -10,7 +10,12 @@ from deploy.frontier import Point, placed, points_in
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.plots import dots, layout, plain
 from deploy.report.story import Story
-from deploy.report.words import joined, named, number, size, titled
+from deploy.report.words import joined, named, number, percent, size, titled
+
+_RULE = (
+    "To ship is, for each family of runtimes, the smallest file that passed its check: its score "
+    "is as good as torch's, and its answers are the same, within the limits of the config."
+)
 
 
 @dataclass(frozen=True)
@@ -83,10 +88,24 @@ def _why(file: Artefact) -> str:
     )
 
 
+def _price(pick: Pick, files: Sequence[Artefact]) -> str:
+    """Returns what a pick costs and saves against the file of its family that is not quantized."""
+    plain_ones = (f for f in files if _family(f) == pick.family and f.quantization == "none")
+    whole = next((f for f in plain_ones if f.stream == pick.file.stream), None)
+    if whole is None or whole.file == pick.file.file:
+        return ""
+    less = 1 - pick.file.size_bytes / whole.size_bytes
+    gap = pick.file.parity.score - whole.parity.score
+    cost = "no worse" if gap >= 0 else f"{number(-gap)} worse in {named(whole.parity.metric)}"
+    return f"; against {whole.file} it is {percent(less)} smaller, and {cost}"
+
+
 def _advice(files: Sequence[Artefact]) -> list[Block]:
     found = picks(files)
-    blocks: list[Block] = [
-        Note(f"For {pick.family}: {pick.file.file} - {pick.why}.") for pick in found
+    blocks: list[Block] = [Note(_RULE)] if found else []
+    blocks += [
+        Note(f"For {pick.family}: {pick.file.file} - {pick.why}{_price(pick, files)}.")
+        for pick in found
     ]
     if not found:
         blocks.append(Note("No file passed its gate: ship none of these.", "warning"))
@@ -136,7 +155,9 @@ def _table(points: Sequence[Point], files: Sequence[Artefact]) -> Table:
         (*columns, "torch ", "agrees ", "largest gap ", "verdict"),
         tuple(rows),
         marked=frozenset(marked),
-        note="* no other file is as small, as fast and as good, and better in one of these.",
+        note="ship: the smallest of its family that passed. passed: good enough, but larger. "
+        "failed: it differs too much from torch. * no other file is as small, as fast and as good, "
+        "and better in one of these.",
     )
 
 

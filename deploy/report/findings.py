@@ -8,6 +8,10 @@ from server.records import RoundRecord
 from server.sample_records import Samples
 
 SIMULATED = ("inline", "ray")
+BLOCKS = (
+    "A block of simulated clients shares one message and one answer: devices of a fleet, each "
+    "alone, would exchange more."
+)
 TRAINED_ON = "the clients' own data, which they also train on"
 _CLEARLY = 0.02  # of a score from 0 to 1
 _HARDLY = 0.05

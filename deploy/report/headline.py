@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from deploy.report.attendance import share_lost, totals
+from deploy.report.attendance import lost, needed, share_lost, totals
 from deploy.report.blocks import Card
 from deploy.report.exports import picks
 from deploy.report.fairness import recognised, worst_tenth
@@ -163,12 +163,13 @@ def _whom(story: Story) -> list[str]:
 
 
 def _attendance(story: Story) -> str:
-    sums = totals(story.records)
-    lost = {fate: count for fate, count in sums.items() if count and fate != "aggregated"}
-    if not lost:
-        return f"All {sum(sums.values()):,} updates that were asked for counted."
-    why = joined([f"{count:,} {fate}" for fate, count in lost.items()])
-    return f"{share_lost(story)} updates that were asked for did not count: {why}."
+    surplus = totals(story.records)["surplus"]
+    more = f" {surplus:,} more were surplus: enough others had answered." if surplus else ""
+    gone = lost(story.records)
+    if not gone:
+        return f"All {needed(story.records):,} updates that were needed counted.{more}"
+    why = joined([f"{count:,} {fate}" for fate, count in gone.items()])
+    return f"{share_lost(story)} updates that were needed did not count: {why}.{more}"
 
 
 def _ship(story: Story) -> str:
@@ -182,11 +183,10 @@ def cards(story: Story) -> tuple[Card, ...]:
     """Returns the numbers that matter."""
     found = [_score(story), *_tenth(story), *_labels(story)]
     if story.records:
-        sums = totals(story.records)
-        asked = sum(sums.values())
-        counted = f"{sums['aggregated']:,} of {asked:,} that were asked for"
-        share = percent(sums["aggregated"] / asked if asked else 1)
-        found.append(Card("updates that counted", share, counted))
+        asked, counted = needed(story.records), totals(story.records)["aggregated"]
+        note = f"{counted:,} of {asked:,} that were needed"
+        share = percent(counted / asked if asked else 1)
+        found.append(Card("updates that counted", share, note))
         found.append(_time(story))
     found += _file(story)
     return tuple(found)
