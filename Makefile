@@ -81,6 +81,7 @@ pictures: env
 
 # The images of k8s/, a few minutes each: make images ENGINE=podman PLATFORM=linux/arm64
 # With BASE, or with an index of your own: make images IMAGE_OPTIONS="--build-arg BASE=..."
+# Without CUDA on amd64: IMAGE_OPTIONS="--build-arg TORCH=torch==2.13.0+cpu ...", see k8s/README.md
 # The server on a GPU: make image-server CUDA=1, with the index of the CUDA wheels in IMAGE_OPTIONS
 ENGINE ?= docker
 IMAGE_PREFIX ?=
