@@ -200,6 +200,7 @@ def test_several_runs_are_held_against_each_other(folder: Path, tmp_path: Path) 
     (table,) = differences.blocks
     assert isinstance(table, Table)
     assert table.rows == (("stages.train.local_learning_rate", "0.1", "0.3"),)
+    assert not table.folded
     assert len(figures_of(together)["Accuracy by round"].data) == 2
 
 

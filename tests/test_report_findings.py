@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from deploy.report.attendance import attendance
-from deploy.report.blocks import Figure, Table
+from deploy.report.blocks import Figure, Note, Table
+from deploy.report.comparison import comparison
 from deploy.report.costs import costs
 from deploy.report.exports import exports
+from deploy.report.fairness import fairness
 from deploy.report.findings import better_before, failed_gates, final_value, is_useless
 from deploy.report.headline import cards, headline, status
+from deploy.report.learning import parts_of
 from deploy.report.reading import read_story
-from deploy.report.story import Story
+from deploy.report.story import Story, value_of
 from server.records import Best, Failure, RoundRecord
 from tests.told_runs import CONFIG, SAMPLE, records, write_run
 
@@ -152,3 +155,44 @@ def test_what_a_file_to_ship_costs_and_saves_is_said(tmp_path: Path) -> None:
     ]
     assert "the smallest file that passed its check" in said[0]
     assert "against model-fp32.onnx it is 70 % smaller, and no worse" in said[1]
+
+
+def test_of_many_labels_the_most_frequent_are_drawn_and_none_that_is_empty(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "told")
+    counts = tuple(tuple(50 - j for j in range(40)) if i < 20 else (0,) * 40 for i in range(40))
+    many = replace(SAMPLE, confusion=counts, labels=tuple(f"l{k}" for k in range(40)))
+    (folder / "samples.json").write_text(json.dumps(asdict(many)))
+    drawn = [b for b in fairness(read_story(folder)).blocks if isinstance(b, Figure)]
+    (matrix,) = (figure for figure in drawn if figure.title == "What is taken for what")
+    assert matrix.data[0]["x"] == [f"l{k}" for k in range(15)]
+    assert "Of 40 labels the 15 most frequent are shown" in matrix.note
+    never = tuple(tuple(9 * (i != j) for j in range(3)) for i in range(3))
+    (folder / "samples.json").write_text(json.dumps(asdict(replace(SAMPLE, confusion=never))))
+    blocks = fairness(read_story(folder)).blocks
+    assert not any(b.title.startswith("Labels") for b in blocks if isinstance(b, Figure))
+    assert any("never finds" in b.text for b in blocks if isinstance(b, Note))
+
+
+def test_a_line_has_a_gap_where_a_measurement_is_missing(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "told")
+    gone = [replace(r, eval=None, clients_eval=None) if r.round == 2 else r for r in records()]
+    write_records(folder, gone)
+    story = read_story(folder)
+    assert parts_of(story, [value_of(r, "accuracy") for r in story.records]) == [
+        *(1, 1, 2, 2, 2),  # of stage train, whose second round is missing
+        *(3, 3, 4),
+    ]
+    every = folder / "config.toml"
+    every.write_text(every.read_text().replace("[evaluate]", "[evaluate]\nevery = 2"))
+    story = read_story(folder)
+    assert parts_of(story, [value_of(r, "accuracy") for r in story.records])[4] == 1
+
+
+def test_keys_that_only_one_run_has_are_folded(tmp_path: Path) -> None:
+    config = CONFIG.replace("seed = 3", "seed = 4\nkeep_checkpoints = 2")
+    one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two", config=config)
+    together = comparison([read_story(one), read_story(two)])
+    (section,) = (own for own in together.sections if own.name == "differences")
+    shown, rest = (block for block in section.blocks if isinstance(block, Table))
+    assert (shown.rows, shown.folded) == ((("seed", "3", "4"),), False)
+    assert (rest.rows, rest.folded) == ((("keep_checkpoints", "-", "2"),), True)

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.fairness import client_name
 from deploy.report.findings import failed_gates
-from deploy.report.learning import stage_marks
-from deploy.report.plots import bars, layout
+from deploy.report.learning import by_round
+from deploy.report.plots import bars
 from deploy.report.story import Story
 from deploy.report.words import percent, plural
 from server.records import OUTCOMES, RoundRecord
@@ -92,7 +92,7 @@ def _by_round(story: Story) -> Figure:
             for place, fate, own in zip(_COLOURS, FATES, columns, strict=True)
             if fate == "aggregated" or any(own)
         ],
-        {**layout("round", "clients"), **stage_marks(story.stages), "barmode": "stack"},
+        {**by_round(story, "clients"), "barmode": "stack"},
         note=_MEANING if len(told.split(",")) > 1 else "",
         wide=True,
     )

@@ -12,9 +12,10 @@ from deploy.report.blocks import Block, Chapter, Figure, Note, Section, Table
 from deploy.report.costs import scaled
 from deploy.report.exports import frontier_figure, picks, points_of
 from deploy.report.fairness import worst_tenth
-from deploy.report.findings import BLOCKS, carried, final_value, is_simulated
+from deploy.report.findings import BLOCKS, carried, final_value, is_score, is_simulated
 from deploy.report.headline import status
-from deploy.report.plots import layout, line
+from deploy.report.learning import parts_of
+from deploy.report.plots import layout, line, rounds_axis, score_axis
 from deploy.report.story import Story, value_of
 from deploy.report.words import UNITS, duration, joined, named, number, plural, size, titled
 
@@ -23,7 +24,7 @@ def comparison(stories: Sequence[Story]) -> Chapter:
     """Returns what is to be said of several runs together."""
     sections = (
         Section("results", "What came of them?", (_results(stories), *_curves(stories))),
-        Section("differences", "In what do they differ?", (_differences(stories),)),
+        Section("differences", "In what do they differ?", _differences(stories)),
         Section("all-files", "Which file to ship?", _files(stories)),
     )
     title = f"{plural(len(stories), 'run')} side by side"
@@ -93,6 +94,12 @@ def _figure(
 ) -> Figure:
     name = named(metric)
     shown = unit if unit == over else f"{over}, {unit}"
+    looks = layout(shown, name, hovermode="closest")
+    measured = [[value_of(record, metric) for record in story.records] for story in stories]
+    if all(is_score(story) for story in stories):
+        looks["yaxis"] |= score_axis([value for values in measured for value in values])
+    if over == "round":
+        looks["xaxis"] = rounds_axis(shown, [at for own in x for at in own])
     return Figure(
         f"{titled(metric)} by {over}",
         f"Line chart of {name} over {over}, a line per run. At the end: {_ends(stories)}.",
@@ -100,13 +107,14 @@ def _figure(
             line(
                 story.name,
                 own,
-                [value_of(record, metric) for record in story.records],
+                values,
                 place,
+                parts_of(story, values),
                 hovertemplate="%{y:.4~g}<extra>%{fullData.name}</extra>",
             )
-            for place, (story, own) in enumerate(zip(stories, x, strict=True))
+            for place, (story, own, values) in enumerate(zip(stories, x, measured, strict=True))
         ],
-        {**layout(shown, name), "hovermode": "closest"},
+        looks,
         wide=over == "round",
     )
 
@@ -143,18 +151,24 @@ def _bytes_note(stories: Sequence[Story]) -> str:
     )
 
 
-def _differences(stories: Sequence[Story]) -> Block:
+def _differences(stories: Sequence[Story]) -> tuple[Block, ...]:
     flat = [flattened(_comparable(story, stories)) for story in stories]
     keys = dict.fromkeys(key for own in flat for key in own)
-    rows = tuple(
+    rows = [
         (key, *(own.get(key, "-") for own in flat))
         for key in keys
         if len({own.get(key) for own in flat}) > 1
-    )
+    ]
     if not rows:
-        return Note("Nothing: their configs are the same.")
-    names = (story.name for story in stories)
-    return Table("Keys of the configs", ("key", *names), rows, wide=True)
+        return (Note("Nothing: their configs are the same."),)
+    whole = tuple(row for row in rows if all(row[0] in own for own in flat))
+    rest = tuple(row for row in rows if row not in whole)
+    columns = ("key", *(story.name for story in stories))
+    tables = (
+        Table("Keys of the configs", columns, whole, wide=True),
+        Table(f"Keys that not all of them have ({len(rest)})", columns, rest, folded=True),
+    )
+    return tuple(table for table in tables if table.rows)
 
 
 def _comparable(story: Story, stories: Sequence[Story]) -> dict[str, Any]:

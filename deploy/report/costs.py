@@ -7,8 +7,8 @@ from itertools import accumulate
 
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.findings import BLOCKS, carried, is_simulated
-from deploy.report.learning import stage_marks
-from deploy.report.plots import bars, layout, line
+from deploy.report.learning import by_round
+from deploy.report.plots import bars, line
 from deploy.report.story import Story
 from deploy.report.words import UNITS, duration, number, size
 
@@ -42,7 +42,7 @@ def _seconds(story: Story) -> Figure:
             )
             for place, (phase, own) in enumerate(spent.items())
         ],
-        {**layout("round", "seconds"), **stage_marks(story.stages), "barmode": "stack"},
+        {**by_round(story, "seconds"), "barmode": "stack"},
         note="Evaluation and checkpoint may overlap with the next round's training.",
     )
 
@@ -75,7 +75,7 @@ def _bytes(story: Story) -> Figure:
             line(name, rounds, own, place, hovertemplate="%{y:.4~g} " + unit)
             for place, (name, own) in enumerate(zip(names, parts, strict=True))
         ],
-        {**layout("round", unit), **stage_marks(story.stages)},
+        by_round(story, unit),
         note=BLOCKS if is_simulated(story) else "",
     )
 
@@ -93,7 +93,7 @@ def _memory(story: Story) -> Figure:
         "Memory of the server's process",
         f"Line chart over rounds: from {number(min(values))} to {number(max(values))} MB. {note}",
         [line("resident", rounds, values, 0, hovertemplate="%{y:.4~g} MB")],
-        {**layout("round", "MB"), "showlegend": False},
+        {**by_round(story, "MB"), "showlegend": False},
         note=note or "Peak of all processes: not recorded before the end.",
     )
 

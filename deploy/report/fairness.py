@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.findings import label_of
 from deploy.report.learning import WORST_TENTH, Curve, curve, figure_of
 from deploy.report.plots import bars, dots, heat, layout, plain
 from deploy.report.story import OnClients, Story
-from deploy.report.words import named, number, percent, plural, titled
+from deploy.report.words import joined, named, number, percent, plural, titled
 from server.sample_records import Samples
+
+T = TypeVar("T")
 
 _WORST = 10
 _ENOUGH = 5  # examples of a label
-_MOST_NAMED = 40  # labels: then a heat map has no room for each name
+_MOST_NAMED = 40  # clients: then a heat map has no room for each name
+_MOST_LABELS, _SHOWN_LABELS = 30, 15
 
 
 def fairness(story: Story) -> Section:
@@ -175,9 +179,11 @@ def _skew(story: Story) -> list[Block]:
         return [Note(f"Not recorded: who has which labels; {why}", "missing")]
     if len(skew.labels) < 2:
         return []
-    shares = [[count / (sum(row) or 1) for count in row] for row in skew.counts]
+    whole = [[count / (sum(row) or 1) for count in row] for row in skew.counts]
+    places = most_frequent([sum(column) for column in zip(*skew.counts, strict=True)])
+    shares, counts = _columns(whole, places), _columns(skew.counts, places)
     names = [client_name(story, k) for k in skew.clients]
-    apart = _apart(shares)
+    apart = _apart(whole)
     low, middle, high = skew.sizes
     shown = "" if len(skew.clients) == skew.of else f" {len(skew.clients)} of them are shown."
     return [
@@ -187,11 +193,11 @@ def _skew(story: Story) -> list[Block]:
             f"{percent(apart)} away from that of all, on average.",
             [
                 heat(
-                    skew.labels,
+                    [skew.labels[k] for k in places],
                     names,
                     shares,
                     zmin=0,
-                    customdata=[list(row) for row in skew.counts],
+                    customdata=counts,
                     hovertemplate="%{y}, label %{x}: %{z:.0%} (%{customdata})<extra></extra>",
                     colorbar={"tickformat": ".0%", "thickness": 12, "outlinewidth": 0},
                 )
@@ -204,11 +210,31 @@ def _skew(story: Story) -> list[Block]:
             },
             note=f"Partition {skew.partition}: {plural(skew.of, 'client')} with {low:,.0f} to "
             f"{high:,.0f} examples, median {middle:,.0f}.{shown} Skew: a client's labels are "
-            f"{percent(apart)} away from the mix of all (0 %: everyone has the same mix).",
+            f"{percent(apart)} away from the mix of all (0 %: everyone has the same mix)."
+            f"{_cut(len(places), len(skew.labels))}",
             height=min(640, 140 + 14 * len(names)),
             wide=True,
         )
     ]
+
+
+def most_frequent(counts: Sequence[int]) -> list[int]:
+    """Returns the places of the labels to show: all, or of many the most frequent, in order.
+
+    >>> most_frequent([0, 3])
+    [0, 1]
+    """
+    if len(counts) <= _MOST_LABELS:
+        return list(range(len(counts)))
+    return sorted(sorted(range(len(counts)), key=lambda k: -counts[k])[:_SHOWN_LABELS])
+
+
+def _columns(rows: Sequence[Sequence[T]], places: Sequence[int]) -> list[list[T]]:
+    return [[row[k] for k in places] for row in rows]
+
+
+def _cut(shown: int, of: int) -> str:
+    return "" if shown == of else f" Of {of} labels the {shown} most frequent are shown."
 
 
 def _apart(shares: Sequence[Sequence[float]]) -> float:
@@ -233,18 +259,23 @@ def _confusion(story: Story) -> list[Block]:
         ]
     if not any(map(any, samples.confusion)):
         return []
-    return [_matrix(samples), _mixed_up(samples), _bylabel_of(samples)]
+    return [_matrix(samples), *_mixed_up(samples), _by_label(samples)]
 
 
 def _matrix(samples: Samples) -> Figure:
-    counts = samples.confusion
-    shares = [[count / (sum(row) or 1) for count in row] for row in counts]
-    labels = [label_of(samples, place) for place in range(len(counts))]
-    right = sum(row[k] for k, row in enumerate(counts)) / max(1, sum(map(sum, counts)))
-    numbers = {"text": [list(row) for row in counts], "texttemplate": "%{text}"}
+    whole = samples.confusion
+    places = most_frequent([sum(row) for row in whole])
+    counts = _columns([whole[k] for k in places], places)
+    shares = [
+        [count / (sum(whole[k]) or 1) for count in row]
+        for k, row in zip(places, counts, strict=True)
+    ]
+    labels = [label_of(samples, place) for place in places]
+    right = sum(row[k] for k, row in enumerate(whole)) / max(1, sum(map(sum, whole)))
+    numbers = {"text": counts, "texttemplate": "%{text}"}
     return Figure(
         "What is taken for what",
-        f"Confusion matrix of {len(labels)} labels; {percent(right)} of "
+        f"Confusion matrix of {len(labels)} of {len(whole)} labels; {percent(right)} of all "
         f"{samples.examples:,} test examples are on the diagonal.",
         [
             heat(
@@ -254,10 +285,9 @@ def _matrix(samples: Samples) -> Figure:
                 zmin=0,
                 zmax=1,
                 showscale=False,
-                customdata=[list(row) for row in counts],
+                customdata=counts,
                 hovertemplate="%{y} taken for %{x}: %{customdata} (%{z:.0%})<extra></extra>",
                 **(numbers if len(labels) <= 12 else {}),
-                **({"xgap": 0, "ygap": 0} if len(labels) > _MOST_NAMED else {}),
             )
         ],
         {
@@ -265,7 +295,7 @@ def _matrix(samples: Samples) -> Figure:
             "yaxis": {"type": "category", "autorange": "reversed", "title": {"text": "it is"}},
         },
         note=f"{samples.examples:,} test examples, evenly spread, through the final model. "
-        "Colours are shares of a row.",
+        f"Colours are shares of a row.{_cut(len(places), len(whole))}",
         height=min(720, 200 + 28 * len(labels)),
     )
 
@@ -281,23 +311,24 @@ def recognised(samples: Samples) -> list[tuple[float, int]]:
     return sorted((samples.confusion[k][k] / sizes[k], k) for k in places)
 
 
-def _mixed_up(samples: Samples) -> Table:
+def _mixed_up(samples: Samples) -> list[Table]:
     counts = samples.confusion
     pairs = [(counts[i][j], i, j) for i in range(len(counts)) for j in range(len(counts)) if i != j]
     worst = sorted((own for own in pairs if own[0]), key=lambda own: -own[0])[:5]
-    return Table(
-        "Most frequent mistakes",
-        ("it is", "the model says", "times ", "of all such "),
-        tuple(
-            (label_of(samples, i), label_of(samples, j), str(n), percent(n / sum(counts[i])))
-            for n, i, j in worst
-        ),
+    rows = tuple(
+        (label_of(samples, i), label_of(samples, j), str(n), percent(n / sum(counts[i])))
+        for n, i, j in worst
     )
+    columns = ("it is", "the model says", "times ", "of all such ")
+    return [Table("Most frequent mistakes", columns, rows)] if rows else []
 
 
-def _bylabel_of(samples: Samples) -> Figure:
+def _by_label(samples: Samples) -> Block:
     counts = samples.confusion
-    worst = recognised(samples)[:20]
+    worst = recognised(samples)[:_SHOWN_LABELS]
+    if not worst[-1][0]:  # the bars would have no length
+        told = joined([label_of(samples, place) for _, place in worst])
+        return Note(f"It never finds these labels: {told}.", "warning")
     order, found = [place for _, place in worst], [share for share, _ in worst]
     names = [plain(label_of(samples, k)) for k in order]
     trace = bars("recognised", found, names, orientation="h")

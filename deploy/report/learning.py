@@ -8,7 +8,8 @@ from itertools import accumulate
 from typing import Any
 
 from deploy.report.blocks import Block, Figure, Note, Section, Table
-from deploy.report.plots import Trace, layout, line, plain
+from deploy.report.findings import is_score
+from deploy.report.plots import Trace, axis, layout, line, plain, rounds_axis, score_axis
 from deploy.report.story import Stage, Story, means, value_of
 from deploy.report.words import duration, named, number, titled
 from server.records import RoundRecord
@@ -82,42 +83,53 @@ def course(curve: Curve, rounds: Sequence[int], *, less: bool) -> str:
 
 
 def figure_of(
-    story: Story, title: str, axis: str, curves: Sequence[Curve], *, less: bool, **more: Any
+    story: Story, title: str, y: str, curves: Sequence[Curve], *, less: bool, **more: Any
 ) -> Figure:
     """Returns curves by round, over all stages."""
     rounds = [place for place, _ in story.placed()]
     shown = [own for own in curves if own.there]
+    looks = by_round(story, y)
+    if not less:
+        looks["yaxis"] |= score_axis([value for own in shown for value in own.values])
     words = "; ".join(course(own, rounds, less=less) for own in shown)
     return Figure(
         title,
         f"Line chart of {title.lower()}. {words}.",
         [_line(own, story) for own in shown],
-        {**layout("round", axis), **stage_marks(story.stages)},
+        looks,
         **more,
     )
 
 
 def _line(own: Curve, story: Story) -> Trace:
     rounds = [place for place, _ in story.placed()]
-    made = line(own.name, rounds, own.values, own.look, hovertemplate=_HOVER)
-    return broken(made, [stage.first for stage in story.stages])
+    parts = parts_of(story, own.values)
+    return line(own.name, rounds, own.values, own.look, parts, hovertemplate=_HOVER)
 
 
-def broken(made: Trace, firsts: Sequence[int]) -> Trace:
-    """Returns a line that is not drawn from one stage to the next: they may measure other things.
+def parts_of(story: Story, values: Sequence[float | None]) -> list[int]:
+    """Returns the part of a line that each round is in.
 
-    >>> broken({"x": [1, 2, 3], "y": [5, 6, 7]}, [0, 2])
-    {'x': [1, 2, None, 3], 'y': [5, 6, None, 7]}
+    Another begins with each stage, which may measure other things, and where a measurement is
+    missing.
     """
-    x: list[int | None] = []
-    y: list[float | None] = []
-    for at, value in zip(made["x"], made["y"], strict=True):
-        if any(
-            before is not None and before <= first < at for first in firsts for before in x[-1:]
-        ):
-            x, y = [*x, None], [*y, None]
-        x, y = [*x, at], [*y, value]
-    return {**made, "x": x, "y": y}
+    evaluate = story.config.get("evaluate", {})
+    told = evaluate.get("every", 1) if isinstance(evaluate, dict) else 1
+    every = told if isinstance(told, int) else 1
+    parts, last, part = [], ("", 0), 0
+    for (place, record), value in zip(story.placed(), values, strict=True):
+        if value is not None:
+            near = record.stage == last[0] and place - last[1] <= every
+            part, last = part + (not near), (record.stage, place)
+        parts.append(part)
+    return parts
+
+
+def by_round(story: Story, y: str) -> dict[str, Any]:
+    """Returns a layout over the rounds of all stages."""
+    title = "round" if len(story.stages) < 2 else "round, counted over all stages"
+    rounds = [place for place, _ in story.placed()]
+    return {"xaxis": rounds_axis(title, rounds), "yaxis": axis(y), **stage_marks(story.stages)}
 
 
 _HOVER = "%{y:.4~g}<extra>%{fullData.name}</extra>"
@@ -193,27 +205,25 @@ def _time_figure(
     unit, scale = ("min", 60.0) if seconds[-1] > 300 else ("s", 1.0)
     name = named(story.metric)
     text = [f"{plain(r.stage)}, round {r.round}" for r in story.records]
-    there = [t for t, value in zip(text, values, strict=True) if value is not None]
+    parts = parts_of(story, values)
+    shown = iter([t for t, value in zip(text, values, strict=True) if value is not None])
     ends = [value for value in values if value is not None]
     note = {
         "real": "Seconds that the rounds took, one after another.",
         "simulated": "What the rounds waited for clients, on the simulated clock.",
     }[clock]
+    trace = line(name, [own / scale for own in seconds], values, 0 if clock == "real" else 3, parts)
+    trace["text"] = ["" if at is None else next(shown) for at in trace["x"]]
+    trace["hovertemplate"] = "%{y:.4~g} after %{x:.3~g} " + unit + "<br>%{text}<extra></extra>"
+    looks = layout(f"{clock} time, {unit}", name, showlegend=False, hovermode="closest")
+    if is_score(story):
+        looks["yaxis"] |= score_axis(values)
     return Figure(
         f"{titled(story.metric)} by {clock} time",
         f"Line chart of {name} over {clock} time: {number(ends[-1])} after "
         f"{duration(seconds[-1])}.",
-        [
-            line(
-                name,
-                [own / scale for own in seconds],
-                values,
-                0 if clock == "real" else 3,
-                text=there,
-                hovertemplate="%{y:.4~g} after %{x:.3~g} " + unit + "<br>%{text}<extra></extra>",
-            )
-        ],
-        {**layout(f"{clock} time, {unit}", name), "showlegend": False, "hovermode": "closest"},
+        [trace],
+        looks,
         note=note,
     )
 
