@@ -196,3 +196,15 @@ def test_keys_that_only_one_run_has_are_folded(tmp_path: Path) -> None:
     shown, rest = (block for block in section.blocks if isinstance(block, Table))
     assert (shown.rows, shown.folded) == ((("seed", "3", "4"),), False)
     assert (rest.rows, rest.folded) == ((("keep_checkpoints", "-", "2"),), True)
+
+
+def test_of_a_distance_is_said_that_less_is_better_and_that_it_has_no_scale(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "told")
+    far = [replace(own, eval={"frechet_distance": 500.0}, clients_eval=None) for own in records()]
+    write_records(folder, far)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["model"] |= {"metrics": ["frechet_distance"], "costs": ["frechet_distance"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    said = " ".join(headline(read_story(folder)))
+    assert "a Fréchet distance of 500; less is better" in said
+    assert "no scale says what is good" in said

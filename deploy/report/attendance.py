@@ -117,7 +117,14 @@ def _reasons(story: Story) -> list[Block]:
         )
         for record, failure in found[-_MOST_ROWS:]
     )
-    columns: tuple[str, ...] = ("stage", "round ", "client", "status", "reason", "injected fault")
+    columns: tuple[str, ...] = (
+        "stage",
+        "stage's round ",
+        "client",
+        "status",
+        "reason",
+        "injected fault",
+    )
     caption = f"Every failure ({len(found)})"
     if len(found) > _MOST_ROWS:
         caption = f"The last {_MOST_ROWS} of {len(found)} failures; metrics.jsonl has all"

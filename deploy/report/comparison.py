@@ -48,7 +48,8 @@ def _sentence(stories: Sequence[Story]) -> str:
 def _results(stories: Sequence[Story]) -> Table:
     columns = ("run", "status", "task", "metric", "at the end ", "worst tenth ", "rounds ")
     rows = tuple(_row(story) for story in stories)
-    note = _bytes_note(stories)
+    tenth = "Worst tenth: of the clients, on data that they also train on."
+    note = f"{tenth} {_bytes_note(stories)}"
     return Table(
         "The runs", (*columns, "updates lost ", "time ", "bytes ", "to ship"), rows, note=note
     )

@@ -79,7 +79,7 @@ def _machine(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 def _rounds(story: Story) -> Table:
     metric = story.metric
-    columns = ("stage", "round of it ", "clients ", "lost ", "train loss ", f"{named(metric)} ")
+    columns = ("stage", "stage's round ", "clients ", "lost ", "train loss ", f"{named(metric)} ")
     rows = tuple(_row(record, metric) for record in story.records)
     return Table("Every round", (*columns, "time ", "down ", "up "), rows, folded=True)
 

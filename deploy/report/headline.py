@@ -109,14 +109,17 @@ def _how_well(story: Story) -> str:
         return "How good the model is was not measured yet."
     name = named(metric)
     where = "the server's test data" if _on_server(story) else TRAINED_ON
-    less = ", where less is better and 0 is best" if story.less_is_better(metric) else ""
+    less = "; less is better" if story.less_is_better(metric) else ""
     return f"On {where}, it has {_article(name)} of {number(value)}{less}.{_scale(story)}"
 
 
 def _scale(story: Story) -> str:
     if story.metric != "frechet_distance":
         return ""
-    return " There is no scale that tells a good distance: hold it against runs on the same data."
+    return (
+        " That is how far made images are from real ones, 0 if they are alike; no scale says what "
+        "is good: hold it against other runs on the same data."
+    )
 
 
 def _held_against(story: Story) -> list[str]:
