@@ -21,8 +21,9 @@ demo: env
 demo-fleet: env
 	examples/demo-fleet.sh
 
+# In two processes, each with whole files; those that take long, or the time, are left to test-all.
 test: check edge-env
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: check edge-env
 	$(BIN)/pytest

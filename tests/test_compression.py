@@ -265,7 +265,7 @@ def test_the_vectorised_trainer_teaches_like_the_loop() -> None:
         torch.testing.assert_close(ours.sums[key].arrays, part.arrays, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["prune", "distill"])
+@pytest.mark.parametrize("kind", [pytest.param("prune", marks=pytest.mark.slow), "distill"])
 def test_killed_or_with_two_workers_the_bytes_are_the_same(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,7 +261,7 @@ def test_the_benchmark_compares_both_ways() -> None:
     assert table(found).count("digits-cnn") == 4
 
 
-@pytest.mark.parametrize("trainer", ["loop", "vectorised"])
+@pytest.mark.parametrize("trainer", [pytest.param("loop", marks=pytest.mark.slow), "vectorised"])
 def test_a_run_ends_in_files_that_pass_and_workers_change_no_byte(
     trainer: str, tmp_path: Path
 ) -> None:
