@@ -134,7 +134,10 @@ def test_reasons_that_differ_in_numbers_are_one_row_with_their_range(tmp_path: P
 
 @pytest.mark.parametrize(
     ("engine", "said"),
-    [("inline", "exchanged with the simulated workers"), ("flower", "on the wire")],
+    [
+        ("inline", "exchanged with the simulated workers, a block at a time"),
+        ("flower", "on the wire"),
+    ],
 )
 def test_bytes_are_on_the_wire_only_where_there_is_one(
     tmp_path: Path, engine: str, said: str

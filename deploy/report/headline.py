@@ -16,6 +16,7 @@ from deploy.report.findings import (
     clients_mean,
     failed_gates,
     final_value,
+    is_simulated,
     is_useless,
     label_of,
 )
@@ -224,7 +225,8 @@ def _labels(story: Story) -> list[Card]:
 def _time(story: Story) -> Card:
     seconds = story.totals.total_s or sum(record.seconds.total for record in story.records)
     wire = sum(record.bytes_down + record.bytes_up for record in story.records)
-    return Card("time", duration(seconds), f"{size(wire)} {carried(story)}")
+    how = ", a block at a time" if is_simulated(story) else ""
+    return Card("time", duration(seconds), f"{size(wire)} {carried(story)}{how}")
 
 
 def _file(story: Story) -> list[Card]:
