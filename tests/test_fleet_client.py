@@ -334,7 +334,7 @@ def test_a_key_is_refused_until_it_is_registered_and_the_node_stays_the_same(
     with started(home) as server:
         access = ("--server", f"127.0.0.1:{server.port}", "--key", str(key), "--ca", str(home.ca))
         with device(tmp_path, *access, *own(tmp_path)) as client:
-            wait_for(lambda: "does not admit this device: its key" in client.said())
+            wait_for(lambda: "its key is not registered there" in client.said())
             add_client(home, "watch-1", pair.public)
             wait_for(lambda: "connected to" in client.said(), 90)
             node = client.node()
