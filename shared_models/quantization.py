@@ -25,12 +25,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
 from shared_models.errors import InputError, one_line
 from shared_models.models.scanned import ScannedLstm, ScannedRnn
 from shared_models.noise import Dropout
+from shared_models.tracing import CalmTracer
 
 Scales: TypeAlias = Literal["exported", "tensor", "channel"]
 
@@ -131,7 +132,7 @@ def _weighted(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
             yield from _weighted(child)
 
 
-class _Tracer(Tracer):
+class _Tracer(CalmTracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # Its mask comes in from outside, by the module's name.
         return isinstance(m, Dropout) or super().is_leaf_module(m, module_qualified_name)

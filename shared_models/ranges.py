@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node, symbolic_trace
+from torch.fx import GraphModule, Interpreter, Node
 
 from shared_models.errors import InputError, UpdateError, one_line
+from shared_models.tracing import graph_of
 
 RANGES, COUNTS = "ranges", "counts"
 """What a client's ranges and histograms are called in a partial."""
@@ -71,7 +72,7 @@ def merge(parts: Iterable[Ranges]) -> dict[str, Range]:
 def traced(model: nn.Module) -> GraphModule:
     """Returns the graph of a model in evaluation mode; `InputError` where torch.fx cannot."""
     try:
-        return symbolic_trace(model.eval())
+        return graph_of(model.eval())
     except Exception as error:  # it runs the model's own code
         told = one_line(f"{type(error).__name__}: {error}", 160)
         raise InputError(

@@ -25,6 +25,7 @@ from clients.kernels.layout import Columns
 from clients.kernels.recurrent import last_state
 from clients.training import Unfit
 from shared_models.arrays import Arrays
+from shared_models.tracing import graph_of
 
 _EVERYTHING = slice(None, None, None)
 
@@ -44,7 +45,7 @@ def chain_of(model: nn.Module) -> tuple[Link, ...]:
     sees.
     """
     try:
-        graph = fx.symbolic_trace(model).graph
+        graph = graph_of(model).graph
     except Exception as error:  # whatever a model's own code does with a proxy
         raise Unfit(f"its graph cannot be traced: {error}") from None
     modules = dict(model.named_modules())
