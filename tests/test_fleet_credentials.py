@@ -226,6 +226,9 @@ def test_clients_are_added_and_removed_while_no_server_runs(
     assert "client 'alice'" in capsys.readouterr().err
     assert run(["server", "add-client", "alice", *at, "--out", str(tmp_path / "again")]) == 2
     assert not (tmp_path / "again").exists()
+    held = ["--public-key", str(copy), "--out", str(out)]  # what alice was given stays
+    assert run(["server", "add-client", "bob", *at, *held]) == 2
+    assert {path.name for path in out.iterdir()} == {"ca.pem", "client.key"}
     assert run(["server", "remove-client", "alic", *at]) == 2
     assert "did you mean 'alice'?" in capsys.readouterr().err
     assert run(["server", "remove-client", "alice", *at]) == 0

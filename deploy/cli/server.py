@@ -157,13 +157,7 @@ def add_client_(
 
     Example: wildflower server add-client watch-1 --state server --hosts 1 --out watch-1
     """
-    from deploy.fleet.node_keys import make_node_key, read_public_key
-    from deploy.fleet.registry import (
-        add_client,
-        remove_credentials,
-        require_name,
-        write_credentials,
-    )
+    from deploy.fleet.registry import add_client, credentials, require_name
 
     home = _home(state)
     home.require()
@@ -171,18 +165,9 @@ def add_client_(
     folder = None if public_key and out is None else (out or Path(name))
     if folder is not None and public_key is None and (folder / "client.key").exists():
         raise InputError(f"{folder / 'client.key'}: exists already; choose another --out")
-    private = None
-    if public_key is None:
-        pair = make_node_key(name)
-        public, private = pair.public, pair.private
-    else:
-        public = read_public_key(public_key, name)
-    written = [] if folder is None else write_credentials(home, folder, private)
-    try:
+    public, private = _keys_of(name, public_key)
+    with credentials(home, folder, private) as written:
         change = add_client(home, name, public, hosts)
-    except BaseException:
-        remove_credentials(written)
-        raise
     if as_json:
         files = [str(path) for path in written]
         print_json({"name": name, "registered": change is not None, "files": files})
@@ -190,6 +175,16 @@ def add_client_(
     when = "now" if change else "when the server starts"
     copy = f"; copy to the device: {', '.join(map(str, written))}" if written else ""
     print(f"client {name!r} may connect {when}{copy}")
+
+
+def _keys_of(name: str, public_key: Path | None) -> tuple[bytes, bytes | None]:
+    """Returns a device's public key, and its private one if we make the pair."""
+    from deploy.fleet.node_keys import make_node_key, read_public_key
+
+    if public_key is not None:
+        return read_public_key(public_key, name), None
+    pair = make_node_key(name)
+    return pair.public, pair.private
 
 
 @app.command("list-clients")

@@ -8,9 +8,10 @@ added or removed while it runs, and may be called at any time.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -174,13 +175,24 @@ def write_credentials(home: ServerHome, folder: Path, private: bytes | None) -> 
     return written
 
 
-def remove_credentials(written: Sequence[Path]) -> None:
-    """Removes what was written for a device that is not let in, and its folder if that is empty."""
-    for path in written:
-        path.unlink()
-    for folder in {path.parent for path in written}:
-        if not any(folder.iterdir()):
+@contextlib.contextmanager
+def credentials(
+    home: ServerHome, folder: Path | None, private: bytes | None
+) -> Iterator[list[Path]]:
+    """Yields what was written for a device, if there is a folder for it.
+
+    If the device is not let in after all, what was not there before is gone.
+    """
+    before = set() if folder is None or not folder.exists() else {folder, *folder.iterdir()}
+    written = [] if folder is None else write_credentials(home, folder, private)
+    try:
+        yield written
+    except BaseException:
+        for path in [path for path in written if path not in before]:
+            path.unlink()
+        if folder is not None and folder not in before and not any(folder.iterdir()):
             folder.rmdir()
+        raise
 
 
 def require_name(name: str) -> None:

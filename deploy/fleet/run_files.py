@@ -126,12 +126,10 @@ def _files(folder: Path) -> Iterator[tuple[Path, int]]:
         if Path(place) == folder and "checkpoints" in folders:
             folders.remove("checkpoints")
         folders[:] = [name for name in folders if not _hidden(name)]
-        for name in names:
-            path = Path(place) / name
+        for path in (Path(place) / name for name in names if not _hidden(name)):
             with contextlib.suppress(FileNotFoundError):  # gone since
                 found = path.lstat()
-                if stat.S_ISREG(found.st_mode) and not _hidden(name):
-                    yield path, found.st_size
+                yield from [(path, found.st_size)] if stat.S_ISREG(found.st_mode) else []
 
 
 def _hidden(name: str) -> bool:

@@ -50,11 +50,10 @@ class Series:
     def forget(self, run: str) -> None:
         """Drops what is about a run."""
         with self._lock:
-            for metric, values in self._values.items():
-                if "run" in metric.labels:
-                    place = metric.labels.index("run")
-                    for labels in [labels for labels in values if labels[place] == run]:
-                        del values[labels]
+            for metric in [own for own in self._values if "run" in own.labels]:
+                place, values = metric.labels.index("run"), self._values[metric]
+                kept = {own: value for own, value in values.items() if own[place] != run}
+                self._values[metric] = kept
 
     def now(self) -> dict[Metric, Samples]:
         """Returns a copy of all values."""

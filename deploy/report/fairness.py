@@ -9,6 +9,7 @@ from typing import TypeVar
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.findings import label_of
 from deploy.report.learning import WORST_TENTH, Curve, curve, figure_of
+from deploy.report.partition import Skew
 from deploy.report.plots import bars, dots, heat, layout, plain
 from deploy.report.story import OnClients, Story
 from deploy.report.words import joined, named, number, percent, plural, titled
@@ -170,15 +171,21 @@ def _main_labels(story: Story, client_id: int) -> str:
 def _skew(story: Story) -> list[Block]:
     skew = story.skew
     if skew is None:
-        on_fleet = story.manifest.get("engine") == "flower"
-        why = (
-            "labels stay on the devices of a fleet."
-            if on_fleet
-            else "partition.json is written by `wildflower simulate` when the first round begins."
-        )
-        return [Note(f"Not recorded: who has which labels; {why}", "missing")]
-    if len(skew.labels) < 2:
-        return []
+        return [_no_skew(story)]
+    return [_skew_figure(story, skew)] if len(skew.labels) > 1 else []
+
+
+def _no_skew(story: Story) -> Note:
+    on_fleet = story.manifest.get("engine") == "flower"
+    why = (
+        "labels stay on the devices of a fleet."
+        if on_fleet
+        else "partition.json is written by `wildflower simulate` when the first round begins."
+    )
+    return Note(f"Not recorded: who has which labels; {why}", "missing")
+
+
+def _skew_figure(story: Story, skew: Skew) -> Figure:
     whole = [[count / (sum(row) or 1) for count in row] for row in skew.counts]
     places = most_frequent([sum(column) for column in zip(*skew.counts, strict=True)])
     shares, counts = _columns(whole, places), _columns(skew.counts, places)
@@ -186,36 +193,34 @@ def _skew(story: Story) -> list[Block]:
     apart = _apart(whole)
     low, middle, high = skew.sizes
     shown = "" if len(skew.clients) == skew.of else f" {len(skew.clients)} of them are shown."
-    return [
-        Figure(
-            "Who has which labels",
-            f"Heat map of the share of each label in each client's {skew.unit}. A client's mix is "
-            f"{percent(apart)} away from that of all, on average.",
-            [
-                heat(
-                    [skew.labels[k] for k in places],
-                    names,
-                    shares,
-                    zmin=0,
-                    customdata=counts,
-                    hovertemplate="%{y}, label %{x}: %{z:.0%} (%{customdata})<extra></extra>",
-                    colorbar={"tickformat": ".0%", "thickness": 12, "outlinewidth": 0},
-                )
-            ],
-            {
-                "xaxis": {"type": "category", "title": {"text": "label"}},
-                "yaxis": {"type": "category", "autorange": "reversed", "showticklabels": False}
-                if len(names) > _MOST_NAMED
-                else {"type": "category", "autorange": "reversed"},
-            },
-            note=f"Partition {skew.partition}: {plural(skew.of, 'client')} with {low:,.0f} to "
-            f"{high:,.0f} examples, median {middle:,.0f}.{shown} Skew: a client's labels are "
-            f"{percent(apart)} away from the mix of all (0 %: everyone has the same mix)."
-            f"{_cut(len(places), len(skew.labels))}",
-            height=min(640, 140 + 14 * len(names)),
-            wide=True,
-        )
-    ]
+    return Figure(
+        "Who has which labels",
+        f"Heat map of the share of each label in each client's {skew.unit}. A client's mix is "
+        f"{percent(apart)} away from that of all, on average.",
+        [
+            heat(
+                [skew.labels[k] for k in places],
+                names,
+                shares,
+                zmin=0,
+                customdata=counts,
+                hovertemplate="%{y}, label %{x}: %{z:.0%} (%{customdata})<extra></extra>",
+                colorbar={"tickformat": ".0%", "thickness": 12, "outlinewidth": 0},
+            )
+        ],
+        {
+            "xaxis": {"type": "category", "title": {"text": "label"}},
+            "yaxis": {"type": "category", "autorange": "reversed", "showticklabels": False}
+            if len(names) > _MOST_NAMED
+            else {"type": "category", "autorange": "reversed"},
+        },
+        note=f"Partition {skew.partition}: {plural(skew.of, 'client')} with {low:,.0f} to "
+        f"{high:,.0f} examples, median {middle:,.0f}.{shown} Skew: a client's labels are "
+        f"{percent(apart)} away from the mix of all (0 %: everyone has the same mix)."
+        f"{_cut(len(places), len(skew.labels))}",
+        height=min(640, 140 + 14 * len(names)),
+        wide=True,
+    )
 
 
 def most_frequent(counts: Sequence[int]) -> list[int]:
