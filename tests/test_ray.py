@@ -278,7 +278,7 @@ def test_a_worker_killed_in_the_middle_of_a_round_changes_no_byte(
     def kill_in_round_2(event: Event) -> None:
         if isinstance(event, BlockFinished) and event.round == 2 and not killed:
             # One is at its block while we are told of another.
-            for process in crew_of(os.getpid()):
+            for process in all_of(cluster, os.getpid()):
                 process.kill()
                 killed.append(process.pid)
 
@@ -380,6 +380,17 @@ def crew_of(pid: int) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             if "WildflowerWorker" in "".join(process.cmdline()):
                 found.append(process)
+    return found
+
+
+def all_of(size: int, pid: int) -> list[psutil.Process]:
+    """Returns the actors when all are seen; a busy machine may not show them at once."""
+    until = time.monotonic() + 30
+    while len(found := crew_of(pid)) < size:
+        assert time.monotonic() < until, [
+            (process.pid, process.ppid(), process.name()) for process in psutil.process_iter()
+        ]
+        time.sleep(0.05)
     return found
 
 
