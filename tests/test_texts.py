@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 
 from clients.partitions import partition
 from deploy.cli import run
+from deploy.edge.bundle import write_bundle
 from deploy.edge.card import Card
 from deploy.edge.predict import read_input
 from shared_models.config import parse_data
@@ -132,3 +135,14 @@ def test_a_file_alone_reads_texts(
             assert run(["predict", file, "--input", source, "--json"]) == 0
             told.append(json.loads(capsys.readouterr().out))
         assert told[0] == told[1]
+        assert said_on_a_device(tmp_path, name, "A dull film.\n") == [told[0][0][0]["label"]]
+
+
+def said_on_a_device(folder: Path, name: str, text: str) -> list[str]:
+    """Returns what the example of a file's bundle prints of a text."""
+    device = folder / f"device-{name}"
+    shutil.unpack_archive(write_bundle(folder / "run" / "export" / name), device)
+    (device / "films.txt").write_text(text)
+    command = [sys.executable, str(device / "example.py"), str(device / "films.txt")]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return shown.splitlines()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from string import Template
@@ -16,7 +16,7 @@ from deploy.edge.artefact import Artefact, Gate, check_hash, describe_path, load
 from deploy.edge.measure import Measured, measure_everywhere
 from deploy.edge.reference import FILE, Reference, load_reference, reference_bytes
 from deploy.edge.runtimes import SUFFIXES
-from shared_models import boxes
+from shared_models import boxes, words
 from shared_models.answers import Answer
 from shared_models.errors import ExportError
 
@@ -30,8 +30,13 @@ _ANSWERS: Mapping[Answer, str] = {
     "values": "answers with numbers",
     "boxes": "tells where things of {} kind are, as boxes",
 }
-_BOXES_ROW = "| `boxes.py` | makes boxes of the model's numbers: `example.py` needs it |\n"
-_LABELS_ROW = "| `labels.txt` | a label a line, in the order of the outputs |\n"
+_ROWS = {
+    "labels.txt": "a label a line, in the order of the outputs",
+    "boxes.py": "makes boxes of the model's numbers: `example.py` needs it",
+    "words.py": "makes tokens of a text: `example.py` needs it",
+    "example.c": "one example in C, for the TensorFlow Lite C API",
+}
+_NEEDS = {".tflite": "tflite-runtime or ai-edge-litert", ".onnx": "onnxruntime"}
 
 
 @dataclass(frozen=True)
@@ -150,17 +155,21 @@ def _with_latency(measured: Measured, described: Artefact) -> Measured:
 def _documents(described: Artefact, sample: Reference) -> dict[str, bytes]:
     """Returns what people read: labels, examples, a README."""
     row = ",".join(f"{value:g}" for value in sample.x[0].ravel())
+    kind = Path(described.file).suffix
     texts = {
         "example.csv": f"{row}\n",
         "example.py": (_DEVICE / "example.py").read_text(),
-        "README.md": _readme(described, len(sample.x)),
+        "runtime.py": (_DEVICE / f"runtime_{kind[1:]}.py").read_text(),
     }
     if described.answer == "boxes":
         texts["boxes.py"] = Path(boxes.__file__).read_text()
+    if described.words:
+        texts["words.py"] = Path(words.__file__).read_text()
     if described.labels:
         texts["labels.txt"] = "".join(f"{_on_one_line(label)}\n" for label in described.labels)
-    if described.file.endswith(".tflite"):
+    if kind == ".tflite":
         texts["example.c"] = _example_c(described)
+    texts["README.md"] = _readme(described, len(sample.x), texts)
     return {name: text.encode() for name, text in texts.items()}
 
 
@@ -191,9 +200,8 @@ def _c_string(label: str) -> str:
     return '"' + "".join(chr(c) if c in plain else f"\\{c:03o}" for c in label.encode()) + '"'
 
 
-def _readme(described: Artefact, sample: int) -> str:
+def _readme(described: Artefact, sample: int, others: Collection[str]) -> str:
     parity, inputs = described.parity, described.input
-    has_c = described.file.endswith(".tflite")
     return Template((_DEVICE / "README.md").read_text()).substitute(
         model=described.file,
         quantization=described.quantization.replace("none", "fp32"),
@@ -209,9 +217,8 @@ def _readme(described: Artefact, sample: int) -> str:
         agreement=f"{parity.agreement:.4f}",
         runtimes=", ".join(f"{one.runtime} {one.version}" for one in described.measured),
         sample=sample,
-        labels_row=_LABELS_ROW * bool(described.labels),
-        boxes_row=_BOXES_ROW * (described.answer == "boxes"),
-        c_row="| `example.c` | one example in C, for the TensorFlow Lite C API |\n" * has_c,
+        rows="".join(f"| `{name}` | {what} |\n" for name, what in _ROWS.items() if name in others),
+        needs=_NEEDS[Path(described.file).suffix],
         mean=list(inputs.mean),
         std=list(inputs.std),
         dtype=inputs.dtype,
