@@ -1,66 +1,33 @@
-"""The live display of a run: a bar per stage on a terminal, plain lines elsewhere."""
+"""The live display of a run: one screen on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from rich.console import Console, Group
+from rich.control import Control
+from rich.live import Live
 
+from deploy.cli.screen import Size, screen
+from deploy.cli.standing import Standing, after, ended
 from deploy.events import ArtefactMeasured, Event, ExportStarted
 from server.events import BlockFinished, RoundFinished, StageStarted
-from server.plain import (
-    describe,
-    describe_clients,
-    describe_losses,
-    describe_round,
-    unexplained,
-)
-from server.records import RoundRecord
-
-
-class _ClientsPerSecond(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} clients/s" if task.speed else "")
+from server.plain import describe
 
 
 class Display:
     """An observer that shows events; a context manager, so that the terminal is left as it was."""
 
     def __init__(self, console: Console) -> None:
-        self._live = console.is_terminal
-        self._bar = TaskID(0)
-        self._rounds = 0
-        self._evaluation = ""
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("clients  {task.fields[told]}"),
-            _ClientsPerSecond(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-            speed_estimate_period=60.0,
-            expand=True,
-        )
+        self._console = console
+        self._draws = console.is_terminal and not console.is_dumb_terminal
+        self._stages: tuple[Standing, ...] = ()
+        self._width = console.width
+        self._live = self._blank()
 
     def __enter__(self) -> Self:
-        self._progress.start()
         return self
 
     def __exit__(
@@ -69,53 +36,41 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        self._end()
 
     def __call__(self, event: Event) -> None:
         """Shows one event."""
         match event:
             case ExportStarted():
-                # The exporters silence the terminal while they work: no bar may be drawn meanwhile.
-                self._progress.stop()
+                # The exporters silence the terminal while they work: nothing is drawn meanwhile.
+                self._end()
                 self._say(f"{event.stage}: converting, quantizing, measuring")
             case ArtefactMeasured(artefact):
                 parity = artefact.parity
                 self._say(f"exported {artefact.file}, {parity.metric} {parity.score:.4f}")
-            case StageStarted() if self._live:
-                self._start(event)
-            case BlockFinished() if self._live:
-                self._progress.advance(self._bar, event.clients)
-            case RoundFinished() if self._live:
-                self._finish_round(event.record)
+            case StageStarted() | BlockFinished() | RoundFinished() if self._draws:
+                self._stages = after(self._stages, event, time.monotonic())
+                self._live.start()
             case _:
                 self._say(describe(event))
 
     def _say(self, line: str) -> None:
         if line:
-            self._progress.console.print(line, markup=False, soft_wrap=True)
+            self._console.print(line, markup=False, soft_wrap=True)
 
-    def _start(self, event: StageStarted) -> None:
-        self._rounds = event.rounds
-        self._bar = self._progress.add_task(
-            f"{event.stage} {event.done}/{event.rounds}",
-            total=event.rounds * event.clients_per_round,
-            completed=event.done * event.clients_per_round,
-            told="",
-        )
+    def _end(self) -> None:
+        """Leaves the newest screen where it is; what comes next begins below it."""
+        self._stages = ended(self._stages, time.monotonic())
+        self._live.stop()
+        self._stages, self._live = (), self._blank()
 
-    def _finish_round(self, record: RoundRecord) -> None:
-        loss = f"loss {record.train_loss:.3f} " if record.train_loss is not None else ""
-        lost = describe_losses(record)
-        if record.eval or record.clients_eval:  # not every round has one; the last stays in view
-            measured = [f"{name} {value:.4f}" for name, value in (record.eval or {}).items()]
-            shown = [told for told in measured if not told.startswith("loss")]
-            if record.clients_eval:
-                shown.append(describe_clients(record.clients_eval))
-            self._evaluation = ", ".join(shown)
-        self._progress.update(
-            self._bar,
-            description=f"{record.stage} {record.round}/{self._rounds}",
-            told="  ".join(part for part in (loss + self._evaluation, lost) if part),
-        )
-        if unexplained(record):
-            self._say(describe_round(record))
+    def _blank(self) -> Live:
+        return Live(console=self._console, get_renderable=self._drawn, refresh_per_second=4)
+
+    def _drawn(self) -> Group:
+        width, height = self._console.size
+        if width != self._width:  # the terminal has broken the old lines anew: begin on a clean one
+            self._console.control(Control.home(), Control.clear())
+            self._width = width
+        size = Size(width, height, plain=self._console.options.ascii_only)
+        return screen(self._stages, time.monotonic(), size)
