@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from deploy.fleet.run_files import describe_files
+from deploy.report.headline import headline
 from deploy.report.live import COOKIE, Served, make_app
 from deploy.report.mirror import Mirror
+from deploy.report.page import make_page, render_content
 from deploy.report.reading import read_story
+from server.event_log import EVENTS, EventLog
+from server.events import Notice, StageStarted, Waiting
 from shared_models.errors import ServerError
 from tests.told_runs import records, write_run
 from tests.verbs import refused
@@ -116,6 +121,45 @@ def test_a_run_far_away_is_copied_as_it_grows(folder: Path, tmp_path: Path) -> N
     assert remote.sent - before == len(records()[3].to_json()) + 1
     remote.away = True
     assert len(mirror.story().records) == 4
+
+
+def test_a_server_that_is_away_is_told_with_what_it_had(folder: Path, tmp_path: Path) -> None:
+    remote = Elsewhere(folder.parent)
+    mirror = Mirror(remote, "told", tmp_path / "copy")
+    assert not any("does not answer" in said for said in headline(mirror.story()))
+    remote.away = True
+    assert "does not answer; this is what it told until 20" in headline(mirror.story())[1]
+    remote.away = False
+    assert mirror.story().away == ""
+
+
+@pytest.mark.parametrize("grown", [0, 2])
+def test_rounds_that_a_resumed_run_took_back_are_forgotten(
+    folder: Path, tmp_path: Path, grown: int
+) -> None:
+    remote = Elsewhere(folder.parent)
+    mirror = Mirror(remote, "told", tmp_path / "copy")
+    mirror.story()
+    log = EventLog(folder / EVENTS)
+    again = [replace(own, train_loss=9.0) for own in records(2 + grown)[1:]]
+    rest = [records()[0], *again]
+    (folder / "metrics.jsonl").write_text("".join(own.to_json() + "\n" for own in rest))
+    log(StageStarted("train", 5, 1, 20, 10))
+    assert mirror.story().records == tuple(rest)
+
+
+def test_whom_a_fleet_waits_for_and_whom_it_left_out_is_told(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "told", rounds=0)
+    log = EventLog(folder / EVENTS)
+    log(Waiting(1, 2, 0, 30.0))
+    log(Notice("device-2 is left out: it has no data"))
+    story = read_story(folder, "running")
+    assert story.notices == ("device-2 is left out: it has no data",)
+    assert any("1 of 2 clients are here" in said for said in headline(story))
+    assert "is left out: it has no data" in render_content(make_page([story], ""))
+    log(StageStarted("train", 5, 0, 20, 10))
+    assert not read_story(folder, "running").waiting
+    assert not any("waiting" in said for said in headline(read_story(folder, "running")))
 
 
 def test_who_was_never_there_is_told(folder: Path, tmp_path: Path) -> None:

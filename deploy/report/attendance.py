@@ -36,12 +36,20 @@ def attendance(story: Story) -> Section:
         blocks.append(Note(f"The run: {story.reason}", "warning"))
     if not story.records:
         blocks.append(Note("No round has finished yet.", "missing"))
+        blocks += _notices(story)
         return Section("attendance", "Who took part, and what failed?", tuple(blocks))
-    blocks.append(_by_round(story))
+    blocks += [_by_round(story), *_notices(story)]
     blocks += _reasons(story)
     if faults := fault_table(story.records):
         blocks.append(_faults(faults))
     return Section("attendance", "Who took part, and what failed?", tuple(blocks))
+
+
+def _notices(story: Story) -> list[Block]:
+    """Returns what a fleet's server noted, such as whom it left out and why."""
+    rows = tuple((text,) for text in story.notices[-_MOST_ROWS:])
+    caption = f"What the server noted ({len(rows)})"
+    return [Table(caption, ("note",), rows, folded=len(rows) > 12)] if rows else []
 
 
 def fates(record: RoundRecord) -> tuple[int, ...]:

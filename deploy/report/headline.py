@@ -44,9 +44,11 @@ def status(story: Story) -> str:
 def headline(story: Story) -> tuple[str, ...]:
     """Returns what happened, in sentences."""
     told = [_what(story)]
+    told += [f"Warning: {story.away}."] if story.away else []
     told += _ended(story)
     if not story.records:
         told.append("No round has finished yet.")
+        told += [f"It is {story.waiting}."] if story.waiting else []
     else:
         told += [_how_well(story), *_held_against(story), *_better_before(story)]
         told += [*_whom(story), _attendance(story)]
@@ -185,8 +187,9 @@ def _ship(story: Story) -> str:
 
 def cards(story: Story) -> tuple[Card, ...]:
     """Returns the numbers that matter."""
-    found = [_score(story), *_tenth(story), *_labels(story)]
+    found: list[Card] = []
     if story.records:
+        found += [_score(story), *_tenth(story), *_labels(story)]
         asked, counted = needed(story.records), totals(story.records)["aggregated"]
         note = f"{counted:,} of {asked:,} that were needed"
         share = percent(counted / asked if asked else 1)

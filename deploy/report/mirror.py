@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +15,8 @@ from server.event_log import EVENTS
 from shared_models.errors import ServerError
 from shared_models.files import write_atomic
 
-_GROWING = ("metrics.jsonl", EVENTS)
+_METRICS = "metrics.jsonl"
+_BEGUN = b'"stage_started"'
 _WHOLE = re.compile(
     r"config\.toml|manifest\.json|summary\.json|samples\.json"
     r"|client_metrics/[A-Za-z0-9][\w.-]*\.json",
@@ -35,7 +38,7 @@ class Runs(Protocol):
 
 
 class Mirror:
-    """A run on a server as a story; while the server is away it stays what it was."""
+    """A run on a server as a story; while the server is away it stays what it was, and says so."""
 
     def __init__(self, remote: Runs, run: str, folder: Path) -> None:
         self._remote = remote
@@ -43,15 +46,19 @@ class Mirror:
         self._folder = folder / run
         self._sizes: dict[str, int] = {}
         self._status: Status = "unfinished"
+        self._heard = ""
 
     def story(self) -> Story:
         """Returns what is known now; raises `ServerError` when nothing ever was."""
+        away = ""
         try:
             self._refresh()
+            self._heard = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         except ServerError:
             if not (self._folder / "config.toml").exists():
                 raise
-        return read_story(self._folder, self._status)
+            away = f"the server does not answer; this is what it told until {self._heard}"
+        return replace(read_story(self._folder, self._status), away=away)
 
     def _refresh(self) -> None:
         told = {str(own["run"]): str(own["status"]) for own in self._remote.folders()}
@@ -60,16 +67,23 @@ class Mirror:
         files = self._remote.files(self._run)
         newest = max((name for name in files if name.startswith("client_metrics/")), default="")
         for name, size in files.items():
-            if name in _GROWING:
-                self._grow(name)
-            elif _WHOLE.fullmatch(name) and (name == newest or "/" not in name):
+            if _WHOLE.fullmatch(name) and (name == newest or "/" not in name):
                 self._copy(name, size)
+        begun = _BEGUN in self._grow(EVENTS, files.get(EVENTS, 0))
+        if begun:  # a run that is resumed takes back rounds that are in no checkpoint
+            (self._folder / _METRICS).unlink(missing_ok=True)
+        self._grow(_METRICS, files.get(_METRICS, 0))
 
-    def _grow(self, name: str) -> None:
+    def _grow(self, name: str, size: int) -> bytes:
+        """Returns what is new of a file that grows, having kept it."""
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            file.write(self._remote.read(self._run, name, file.tell()))
+            if size < file.tell():
+                file.truncate(0)
+            fresh = self._remote.read(self._run, name, file.tell()) if size > file.tell() else b""
+            file.write(fresh)
+        return fresh
 
     def _copy(self, name: str, size: int) -> None:
         if self._sizes.get(name) != size:

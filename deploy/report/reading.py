@@ -15,6 +15,8 @@ from deploy.edge.artefact import Artefact
 from deploy.report.partition import PARTITION, Skew
 from deploy.report.story import Facts, OnClients, Stage, Status, Story, Totals
 from server.event_log import EVENTS, Ended, read_event
+from server.events import Notice, Waiting
+from server.plain import describe
 from server.records import RoundRecord
 from server.sample_records import SAMPLES, Samples
 from shared_models.errors import InputError, one_line
@@ -24,6 +26,7 @@ T = TypeVar("T")
 
 FAILED = "failed.json"
 _MOST_BYTES = 1 << 28
+_TELLING = tuple(f'{{"event": "{kind}"' for kind in ("notice", "waiting", "stage_started"))
 _LEARNING = ("train", "finetune", "pretrain", "distill")
 
 
@@ -87,6 +90,7 @@ def read_story(path: Path, status: Status | None = None) -> Story:
     manifest: dict[str, Any] = folder.parsed("manifest.json", dict) or {}
     found, reason = _state(folder, summary, status)
     records = _records(folder)
+    notices, waiting = _noted(folder)
     return Story(
         name=path.resolve().name,
         status=found,
@@ -102,6 +106,8 @@ def read_story(path: Path, status: Status | None = None) -> Story:
         skew=folder.parsed(PARTITION, Skew),
         samples=folder.parsed(SAMPLES, Samples) if found != "running" else None,
         notes=tuple(folder.notes),
+        notices=notices,
+        waiting=waiting if found == "running" else "",
     )
 
 
@@ -156,6 +162,19 @@ def _failure(folder: _Folder) -> str:
         return one_line(str(told.get("reason", "")))
     ends = [read_event(line) for line in folder.text(EVENTS).splitlines()[-1:]]
     return next((one_line(e.reason or "") for e in ends if isinstance(e, Ended)), "")
+
+
+def _noted(folder: _Folder) -> tuple[tuple[str, ...], str]:
+    """Returns what a fleet's server noted, and whom it waits for before a stage begins."""
+    notices: dict[str, None] = {}
+    waiting = ""
+    for line in folder.text(EVENTS).splitlines():
+        event = read_event(line) if line.startswith(_TELLING) else None
+        if isinstance(event, Notice):
+            notices[one_line(event.text)] = None
+        elif event is not None:
+            waiting = describe(event) if isinstance(event, Waiting) else ""
+    return tuple(notices), waiting
 
 
 def keep_failure(path: Path, reason: str) -> None:

@@ -74,8 +74,9 @@ class Totals:
 class Story:
     """A run: what it was to be, what happened, what came of it.
 
-    `notes` say what of the folder could not be read. Without `skew`, `clients`, `samples` nothing
-    of the kind was recorded.
+    `notes` say what of the folder could not be read, `notices` what a fleet's server noted,
+    `waiting` whom it waits for, `away` why this may be old. Without `skew`, `clients`, `samples`
+    nothing of the kind was recorded.
     """
 
     name: str
@@ -92,6 +93,9 @@ class Story:
     skew: Skew | None = None
     samples: Samples | None = None
     notes: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
+    waiting: str = ""
+    away: str = ""
 
     @property
     def task(self) -> str:
