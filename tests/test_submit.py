@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from deploy.cli import run
-from deploy.cli.submit import connection_of
+from deploy.cli.connecting import connection_of
 from deploy.fleet.bundle import build_bundle
 from deploy.fleet.connection import Connection, NotReached, answered
 from deploy.fleet.home import ServerHome, create_home

@@ -25,6 +25,7 @@ from deploy.cli import (
     live,
     models,
     report,
+    runs,
     server,
     simulate,
     submit,
@@ -69,9 +70,9 @@ app.command()(models.models)
 app.command()(doctor.doctor)
 app.command()(client.client)
 app.command()(submit.submit)
-app.command()(submit.status)
-app.command()(submit.stop)
-app.command()(submit.logs)
+app.command()(runs.status)
+app.command()(runs.stop)
+app.command()(runs.logs)
 app.add_typer(data.app, name="data")
 app.add_typer(server.app, name="server")
 app.add_typer(k8s.app, name="k8s")

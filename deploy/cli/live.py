@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.cli.submit import Ca, Credentials, Insecure, Token, connection_of
+from deploy.cli.connecting import Ca, Credentials, Insecure, Token, connection_of
 from deploy.fleet.connection import is_loopback, join_address
 from shared_models.errors import InputError
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploy.cli.app import simulate_app
-from deploy.cli.output import AsJson, print_artefacts, print_json, print_table
+from deploy.cli.output import AsJson
+from deploy.cli.summary import print_summary
 from deploy.cli.watching import (
     LOOPBACK,
     LogFormat,
@@ -98,9 +99,7 @@ def simulate(
     if config is None or num_supernodes is not None:
         raise InputError("expected a CONFIG, or --app DIR and --num-supernodes N")
     overrides = [*(settings or []), *(plan_overrides(plan) if plan else [])]
-    overrides += _machine(engine, workers, ray_address)
-    if data_root is not None:
-        overrides.append(f"data.root={json.dumps(str(data_root))}")
+    overrides += _machine(engine, workers, ray_address, data_root)
     resolved = settled_init(read_config(config, overrides))
     path = _done_before(config, resolved, out) if resume else None
     if path is not None:
@@ -109,20 +108,19 @@ def simulate(
         metrics = metrics_address(metrics_port, metrics_bind)
         shown = Shown(watching(track, metrics), log_format, as_json)
         path = _run(config, resolved, _Choice(out, plan, resume), shown)
-    summary = json.loads((path / "summary.json").read_text())
-    if as_json:
-        print_json(summary)
-    else:
-        print_summary(summary, path)
+    print_summary(path, as_json)
 
 
-def _machine(engine: str | None, workers: int | None, ray_address: str | None) -> list[str]:
+def _machine(
+    engine: str | None, workers: int | None, ray_address: str | None, data_root: Path | None
+) -> list[str]:
     """Returns the options about the machine as overrides of the config."""
     if engine == "inline" and (workers or ray_address):
         raise InputError("--engine inline: contradicts --workers and --ray-address")
     if engine is None and (workers or ray_address):
         engine = "ray"
-    given = {"engine": engine, "workers": workers, "ray_address": ray_address}
+    root = None if data_root is None else str(data_root)
+    given = {"engine": engine, "workers": workers, "ray_address": ray_address, "data.root": root}
     return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
 
 
@@ -205,49 +203,3 @@ def _is_done(folder: RunFolder, config: Config) -> bool:
             f"{folder.config_file}: was edited after the run; run it without --resume to start anew"
         )
     return bool(summary.get("model_sha256") == sha256_of(folder.model_file))
-
-
-def print_summary(summary: dict[str, Any], path: Path) -> None:
-    """Prints the tables of stages, of injected faults, of artefacts."""
-    print()
-    columns = ("stage", "kind", "rounds ", "train loss ", "evaluation", "clients/s ", "failed ")
-    print_table(columns, [_stage_cells(stage) for stage in summary["stages"]])
-    if faults := [cells for stage in summary["stages"] for cells in _fault_cells(stage)]:
-        print()
-        from server.records import OUTCOMES
-
-        outcomes = [f"{outcome} " for outcome in OUTCOMES]
-        print_table(("stage", "fault", "injected ", *outcomes), faults)
-    if summary.get("artefacts"):
-        print()
-        print_artefacts(summary["artefacts"])
-    print(f"\n{summary['total_s']:.0f} s; run folder: {path}")
-
-
-def _stage_cells(stage: dict[str, Any]) -> tuple[object, ...]:
-    loss = stage["train_loss"]
-    return (
-        stage["name"],
-        stage["kind"],
-        stage["rounds"],
-        "" if loss is None else f"{loss:.4f}",
-        _measured(stage),
-        f"{stage['clients_per_second']:.1f}",
-        stage["clients_failed"],
-    )
-
-
-def _fault_cells(stage: dict[str, Any]) -> list[tuple[object, ...]]:
-    faults = stage.get("faults", {})
-    return [(stage["name"], kind, *told.values()) for kind, told in faults.items()]
-
-
-def _measured(stage: dict[str, Any]) -> str:
-    from server.plain import describe_clients
-
-    told = [f"{name} {value:.4f}" for name, value in (stage["eval"] or {}).items()]
-    if stage["clients_eval"]:
-        told.append(describe_clients(stage["clients_eval"]))
-    if best := stage.get("best"):
-        told.append(f"best in round {best['round']}")
-    return ", ".join(told + (["stopped early"] if stage.get("stopped_early") else []))
