@@ -24,6 +24,7 @@ from torch import nn
 
 from benchmarks.command import result_path, told_in_a_line
 from benchmarks.export_models import LESSONS, Lesson, Trained, ask, train
+from benchmarks.export_table import page as page_of
 from benchmarks.export_table import report
 from benchmarks.machine import machine
 from deploy.edge.answers import SCORINGS
@@ -200,6 +201,7 @@ def main(
         Path | None,
         typer.Option(help="Default: benchmarks/results/<date>-export.json. Goes on with one."),
     ] = None,
+    page: Annotated[Path | None, typer.Option(help="A page of Markdown to write.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train every model for a minute, export it to every format, run every file everywhere.
@@ -210,6 +212,8 @@ def main(
     path = result_path(out, "export")
     with told_in_a_line():
         told = complete(path, tasks or (), Effort(turns))
+    if page is not None:
+        page.write_text(page_of(told))
     print(json.dumps(told, indent=2) if as_json else f"{report(told)}\n\n{path}")
 
 

@@ -1,4 +1,4 @@
-"""The table of `docs/export.md`, from a result of `benchmarks.export`."""
+"""The tables of `docs/export-table.md`, from a result of `benchmarks.export`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,48 @@ _TOGETHER = (
 )
 
 
+_PAGE = """# Every model in every format
+
+```
+python -m benchmarks.export --page docs/export-table.md
+```
+
+makes this page, and trains what its result lacks. A cell is the score on test data, the median
+latency (batch 1, one thread), and how many times as fast as torch that is: the median of turns,
+torch right before the file in each. `smaller` is against the weights in float32. What `auto` makes
+is bold. What it tells is summed up in [Export](export.md#what-was-measured).
+
+{tables}
+
+{machines}
+"""
+
+
+def page(told: Mapping[str, Any]) -> str:
+    """Returns the page of the documentation: the tables, and what they were measured on."""
+    where = {
+        "Measured on {}, {} cores, {}.".format(
+            task["machine"]["cpu"], task["machine"]["cores"], task["date"]
+        ): None
+        for task in told["tasks"].values()
+    }
+    return _PAGE.format(tables=report(told), machines="\n".join(where))
+
+
 def report(told: Mapping[str, Any]) -> str:
     """Returns a table a model, then what loops gain over the unrolled conversion."""
     parts = [_task(name, task) for name, task in told["tasks"].items()]
     looped = [line for name, task in told["tasks"].items() for line in _looped(name, task)]
     if looped:
         head = ("looped against unrolled", "runtime", "smaller", "faster")
-        parts.append(markdown(head, looped))
+        parts += ["## Loops against unrolled models", markdown(head, looped)]
     return "\n\n".join(parts)
 
 
 def _task(name: str, task: Mapping[str, Any]) -> str:
     metric = task["metric"].replace("_", " ")
     title = (
-        f"**{name}**: torch {metric} {task['score']:.4f} on {task['examples']} examples, "
+        f"## {name}\n\ntorch: {metric} {task['score']:.4f} on {task['examples']} examples, "
         f"{three_figures(task['torch_ms'])} ms, {three_figures(task['size_bytes'] / 1000)} KB"
     )
     return f"{title}\n\n{markdown(_HEAD, [_cells(row, task) for row in task['rows']])}"

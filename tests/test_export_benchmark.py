@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 
 from benchmarks import export
+from benchmarks.command import RESULTS
 from benchmarks.export import Effort, complete
 from benchmarks.export_models import LESSONS, Lesson, train
-from benchmarks.export_table import report
+from benchmarks.export_table import page, report
 from deploy.edge.runtimes import is_installed, runtimes_for
 from deploy.export.formats import FORMATS
 from shared_models.tasks import TASKS, load_task
+from tests.conftest import ROOT
 
 
 def cell(runtime: str, faster: float) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def test_the_table_tells_ratios_and_why_a_cell_is_empty() -> None:
     task = {"size_bytes": 2000, "examples": 10, "metric": "accuracy"}
     task |= {"score": 0.9, "torch_ms": 6.0, "rows": rows}
     told = report({"tasks": {"a-task": task}})
-    looped, _, why_not, _ = told.splitlines()[4:8]
+    looped, _, why_not, _ = told.splitlines()[6:10]
     assert [part.strip() for part in looped.split("|")[1:-1]] == [
         "**tflite-fp32**",
         "1",
@@ -72,6 +74,16 @@ def test_every_task_can_be_taught_and_asked(name: str) -> None:
 
 def test_lessons_are_of_tasks_that_there_are() -> None:
     assert LESSONS.keys() <= TASKS.keys()
+
+
+def test_the_page_is_that_of_the_newest_result_and_has_every_model() -> None:
+    told = json.loads(max(RESULTS.glob("*-export.json")).read_text())
+    assert list(told["tasks"]) == list(TASKS)
+    assert (ROOT / "docs" / "export-table.md").read_text() == page(told)
+    for task in told["tasks"].values():
+        names = [row["format"] for row in task["rows"] if not row["format"].startswith("unrolled")]
+        assert names == list(FORMATS)
+        assert not any(row["missing"] for row in task["rows"])
 
 
 @pytest.mark.slow
