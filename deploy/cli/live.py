@@ -7,6 +7,7 @@ import re
 import secrets
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,7 +70,7 @@ def live(
             read = _here(asked)
         else:
             connection = connection_of(server, ca, token, credentials, insecure)
-            read = stack.enter_context(_far_away(connection, asked))
+            read = stack.enter_context(_far_away(connection, asked, every))
         read()  # what is wrong with it is better told here
         key = _key(bind, live_token)
         own = stack.enter_context(listener(bind, port))
@@ -86,20 +87,32 @@ def _here(runs: Sequence[str]) -> Callable[[], list[Story]]:
 
 
 @contextlib.contextmanager
-def _far_away(connection: Connection, runs: Sequence[str]) -> Iterator[Callable[[], list[Story]]]:
+def _far_away(
+    connection: Connection, runs: Sequence[str], every_s: float
+) -> Iterator[Callable[[], list[Story]]]:
     from deploy.fleet.remote import Remote
     from deploy.report.mirror import Mirror
 
     with Remote(connection) as remote, tempfile.TemporaryDirectory() as folder:
-        mirrors = [Mirror(remote, run, Path(folder)) for run in runs or [_newest(remote)]]
+        asked = runs or [_newest(remote, every_s)]
+        mirrors = [Mirror(remote, run, Path(folder)) for run in asked]
         yield lambda: [mirror.story() for mirror in mirrors]
 
 
-def _newest(remote: Remote) -> str:
-    folders = remote.folders()
-    if not folders:
-        raise InputError("the server has no run yet; `wildflower submit CONFIG` starts one")
-    return str(folders[-1]["run"])
+def _newest(remote: Remote, every_s: float) -> str:
+    """Returns the newest run that has begun, as soon as there is one."""
+    is_told = False
+    while True:
+        begun = [
+            own["run"] for own in remote.folders() if "config.toml" in remote.files(own["run"])
+        ]
+        if begun:
+            return str(begun[-1])
+        if not is_told:
+            told = "no run has begun yet: this waits for one; `wildflower submit CONFIG` starts one"
+            print(told, flush=True)
+            is_told = True
+        time.sleep(every_s)
 
 
 def _key(bind: str, file: Path | None) -> str | None:
