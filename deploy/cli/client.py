@@ -22,8 +22,8 @@ from deploy.fleet.hosts import parse_hosts
 from shared_models.errors import InputError
 
 if TYPE_CHECKING:
-    from deploy.fleet.client import Device
     from deploy.fleet.connection import Connection
+    from deploy.fleet.device import Device
     from deploy.metrics.endpoint import MetricsAddress
 
 _LARGEST_ID = 2**31 - 1
@@ -111,7 +111,7 @@ def client(
     connection, key_file = _access(server, credentials, key, ca, insecure)
     from clients.hosting import Hosting, Keeping
     from clients.warm.service import Limits
-    from deploy.fleet.client import Device
+    from deploy.fleet.device import Device
     from deploy.fleet.health import HealthAddress
 
     place = state or _own_state(ids, hosts)

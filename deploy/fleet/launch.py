@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from clients.warm.logs import open_log
 from deploy.fleet.connection import Connection
 from deploy.fleet.environment import flower_environment
 from deploy.fleet.home import ServerHome
@@ -22,7 +22,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """Starts one of our modules that run Flower's processes; what it says goes to the log."""
     # Of its own session: a Ctrl-C in the terminal is for us to pass on, in the right order.
-    with _open_log(log or home.log) as file:
+    with open_log(log or home.log) as file:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", f"deploy.fleet.{module}", *options],
             stdin=subprocess.DEVNULL,
@@ -72,15 +72,6 @@ def _environment(home: ServerHome) -> dict[str, str]:
     environment.pop("FORWARDED_ALLOW_IPS", None)
     keys = {} if home.keys is None else {KEYS_VARIABLE: str(home.keys.absolute())}
     return {**environment, STATE_VARIABLE: str(home.path.absolute()), **keys}
-
-
-@contextlib.contextmanager
-def _open_log(path: Path) -> Iterator[int]:
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        yield handle
-    finally:
-        os.close(handle)
 
 
 def _ending(code: int) -> str:
