@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+Opener: TypeAlias = Callable[[str, int], int]
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -19,9 +21,14 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises OSError (full disk, no permission) with the old file untouched and nothing left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content)
+
+
+def replace_file(path: Path, content: bytes, opener: Opener | None = None) -> None:
+    """Does what `write_atomic` does, in a folder that is there; `opener` is that of `open`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with open(temporary, "wb", opener=opener) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

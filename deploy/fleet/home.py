@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploy.fleet.connection import Connection, is_loopback, join_address, read_token
 from shared_models.errors import InputError
-from shared_models.files import locked, write_json
+from shared_models.files import Opener, locked, replace_file, write_json
 
 if TYPE_CHECKING:
     from deploy.fleet.certificates import Signed
@@ -248,29 +248,24 @@ def require_folder(path: Path) -> None:
 
 def write_secret(path: Path, content: bytes) -> None:
     """Writes a file that only its owner may read, atomically; it never was readable to others."""
-    _write(path, content, 0o600)
+    replace_file(path, content, _new(0o600))
 
 
 def write_public(path: Path, content: bytes) -> None:
     """Writes a file that everybody may read, atomically."""
-    _write(path, content, 0o644)
+    replace_file(path, content, _new(0o644))
 
 
-def _write(path: Path, content: bytes, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), mode)  # whatever the umask says
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:  # a failed write does not say where
-        raise OSError(error.errno, error.strerror, str(path)) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+def _new(mode: int) -> Opener:
+    """Returns what opens a file that was not there, with these permissions from the start."""
+
+    def opener(path: str, flags: int) -> int:
+        Path(path).unlink(missing_ok=True)
+        handle = os.open(path, flags | os.O_EXCL, mode)
+        os.fchmod(handle, mode)  # whatever the umask says
+        return handle
+
+    return opener
 
 
 def _read(path: Path) -> dict[str, Any]:
