@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from clients.training import ClientData, DataOf, failed, refused
+from clients.training import ClientData, DataOf, row_of
 from shared_models.arrays import Arrays
 from shared_models.config import CalibrateStage
-from shared_models.errors import UpdateError
 from shared_models.messages import BlockRequest
 from shared_models.partial import Partial, Row
 from shared_models.randomness import generator
@@ -64,21 +63,17 @@ def block_calibrator(about: Calibration) -> BlockCalibrator:
 
     def calibrate_block(request: BlockRequest, data_of: DataOf) -> Partial:
         model.load_state_dict({name: own.float() for name, own in request.params.items()})
-        rows, found = [], []
-        for client_id in request.client_ids:
-            examples = 0
-            try:
-                data = data_of(client_id)
-                examples = len(data.y)
-                if examples == 0:
-                    raise UpdateError("the client has no examples")
+        found: list[dict[str, Arrays]] = []
+
+        def calibrate(client_id: int) -> Row:
+            def work(data: ClientData) -> Row:
                 found.append(measure(client_id, data))
-                rows.append(Row(client_id, examples))
-            except UpdateError as error:
-                rows.append(refused(client_id, examples, str(error)))
-            except Exception as error:  # one client's fault must not take its block down
-                rows.append(failed(client_id, examples, error))
-        return Partial({}, tuple(rows), _stacked(found), about=request.about)
+                return Row(client_id, len(data.y))
+
+            return row_of(client_id, data_of, work)
+
+        rows = tuple(calibrate(client_id) for client_id in request.client_ids)
+        return Partial({}, rows, _stacked(found), about=request.about)
 
     return calibrate_block
 

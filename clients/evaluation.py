@@ -11,13 +11,11 @@ from clients.training import (
     DataOf,
     Training,
     broadcast_of,
-    failed,
     member_of,
-    refused,
+    row_of,
 )
 from shared_models.arrays import Arrays
 from shared_models.checks import check_metrics
-from shared_models.errors import UpdateError
 from shared_models.gradients import by_autograd
 from shared_models.measures import added_by, combined
 from shared_models.messages import BlockRequest
@@ -53,20 +51,13 @@ def block_evaluator(training: Training, batch_size: int) -> BlockEvaluator:
     def measure_client(
         request: BlockRequest, server: Broadcast, client_id: int, data_of: DataOf
     ) -> Row:
-        examples = 0
-        try:
-            data = data_of(client_id)
-            examples = len(data.y)
-            if examples == 0:
-                raise UpdateError("the client has no examples")
+        def work(data: ClientData) -> Row:
             member = member_of(request, objective, server, client_id, data)
             metrics = measure(objective.own_model(server.params, member.state), data)
             check_metrics(metrics)
-        except UpdateError as error:
-            return refused(client_id, examples, str(error))
-        except Exception as error:  # one client's fault must not take its block down
-            return failed(client_id, examples, error)
-        return Row(client_id, examples, metrics)
+            return Row(client_id, len(data.y), metrics)
+
+        return row_of(client_id, data_of, work)
 
     def evaluate_block(request: BlockRequest, data_of: DataOf) -> Partial:
         server = broadcast_of(request, training)

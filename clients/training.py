@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from shared_models.arrays import Arrays, Role, in_dtype, to_device, zeros_like
-from shared_models.errors import WildflowerError, one_line
+from shared_models.errors import UpdateError, WildflowerError, one_line
 from shared_models.gradients import Gradient, under_autocast
 from shared_models.messages import BlockRequest
 from shared_models.objectives import (
@@ -177,6 +177,25 @@ def merge(total: Sum, part: Sum, scale: float = 1.0) -> Sum:
         own = [part.arrays[name] for name in total.arrays]
         torch._foreach_add_(list(total.arrays.values()), own, alpha=scale)
     return Sum(total.arrays, total.weight + part.weight)
+
+
+def row_of(client_id: int, data_of: DataOf, work: Callable[[ClientData], Row]) -> Row:
+    """Returns the row that `work` makes of a client's examples, or one that says what is wrong.
+
+    Who has none, or whose `work` raises `UpdateError`, is refused; whatever else is raised, by
+    `data_of` or by `work`, is a failure.
+    """
+    examples = 0
+    try:
+        data = data_of(client_id)
+        examples = len(data.y)
+        if examples == 0:
+            return refused(client_id, 0, "the client has no examples")
+        return work(data)
+    except UpdateError as error:
+        return refused(client_id, examples, str(error))
+    except Exception as error:  # one client's fault must not take its block down
+        return failed(client_id, examples, error)
 
 
 def failed(client_id: int, examples: int, error: Exception) -> Row:

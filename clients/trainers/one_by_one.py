@@ -9,14 +9,14 @@ from clients.gathering import Gathering
 from clients.kernels.layout import Columns
 from clients.training import (
     BlockTrainer,
+    ClientData,
     DataOf,
     Member,
     Trained,
     Training,
     broadcast_of,
-    failed,
     member_of,
-    refused,
+    row_of,
 )
 from shared_models.messages import BlockRequest
 from shared_models.objectives import Broadcast, Objective
@@ -47,16 +47,11 @@ def one_by_one(
         gathering = Gathering(training, objective, server, request, columns)
 
         def train(client_id: int) -> Row:
-            examples = 0
-            try:
-                data = data_of(client_id)
-                examples = len(data.y)
-                if examples == 0:
-                    return refused(client_id, 0, "the client has no examples")
+            def work(data: ClientData) -> Row:
                 member = member_of(request, objective, server, client_id, data)
                 return gathering.take(member, train_client(server, member))
-            except Exception as error:  # one client's fault must not take its block down
-                return failed(client_id, examples, error)
+
+            return row_of(client_id, data_of, work)
 
         return gathering.partial([train(client_id) for client_id in request.client_ids])
 
