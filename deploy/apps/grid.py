@@ -139,18 +139,21 @@ class AppGrid(Grid):
 
     def _replies(self, messages: Sequence[Message], until: float) -> Iterator[Message]:
         late = len(messages)
+        for message, answer in self._answered(messages, until):
+            if not isinstance(answer, Lost) or time.monotonic() < until:
+                late -= 1
+                yield self._reply(message, answer)
+        if late:
+            self.tally.late += late
+            self._notice(f"{late} of {len(messages)} messages had no reply before the timeout")
+
+    def _answered(self, messages: Sequence[Message], until: float) -> Iterator[tuple[Message, Any]]:
+        """Yields each message that was sent in time, with its answer."""
         for wave in _waves(messages):
             groups: deque[_Group] = deque()
             for outcome in self._crew.map(self._jobs(wave, until, groups)):
                 group = groups.popleft()
-                answers = self._answers_of(group, outcome, until)
-                for message, answer in zip(group.messages, answers, strict=True):
-                    if not isinstance(answer, Lost) or time.monotonic() < until:
-                        late -= 1
-                        yield self._reply(message, answer)
-        if late:
-            self.tally.late += late
-            self._notice(f"{late} of {len(messages)} messages had no reply before the timeout")
+                yield from zip(group.messages, self._answers_of(group, outcome, until), strict=True)
 
     def _jobs(
         self, messages: Sequence[Message], until: float, groups: deque[_Group]

@@ -15,7 +15,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Self
 
 import ray
@@ -188,12 +187,7 @@ class Crew:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -211,12 +205,8 @@ class Crew:
         batch = _Batch(jobs)
         try:
             for place in itertools.count():
-                self._hand_out(batch, place + 2 * self._size)
-                while place not in batch.outcomes:
-                    if batch.exhausted and place >= batch.taken:
-                        return
-                    self._wait()
-                    self._hand_out(batch, place + 2 * self._size)
+                if not self._reach(place, batch):
+                    return
                 yield batch.outcomes.pop(place)
         finally:
             batch.abandoned = True
@@ -240,6 +230,16 @@ class Crew:
         self._actors.append(actor)
         self._owner[ref] = actor
 
+    def _reach(self, place: int, batch: _Batch) -> bool:
+        """Returns when the job of a place has its outcome; False where there is no such job."""
+        while True:
+            self._hand_out(batch, place + 2 * self._size)
+            if place in batch.outcomes:
+                return True
+            if batch.exhausted and place >= batch.taken:
+                return False
+            self._wait()
+
     def _hand_out(self, batch: _Batch, limit: int) -> None:
         """Gives every free actor a task, then, while each could get another, every busy one.
 
@@ -248,12 +248,12 @@ class Crew:
         """
         batch.look_ahead(limit + self._size)
         for busy in (0, 1):
-            for actor in self._actors:
-                if actor.has_begun and len(actor.duties) == busy:
-                    task = batch.next(limit, left=busy * self._size)
-                    if task is None:
-                        break
-                    self._owner[actor.give(task, batch).ref] = actor
+            ready = [a for a in self._actors if a.has_begun and len(a.duties) == busy]
+            for actor in ready:
+                task = batch.next(limit, left=busy * self._size)
+                if task is None:
+                    break
+                self._owner[actor.give(task, batch).ref] = actor
 
     def _wait(self) -> None:
         """Waits until an actor is done with something, in whatever way."""

@@ -17,8 +17,6 @@ from deploy.fleet.connection import Connection, answered, open_control, open_htt
 from shared_models.errors import ServerError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     import httpx
     from flwr.proto.run_pb2 import Run
 
@@ -69,12 +67,7 @@ class Remote:
             self._http = self._stack.enter_context(open_http(self.connection))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def start(self, run: str, config: str, *, resume: bool, own: Path | None = None) -> int:
