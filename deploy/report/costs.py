@@ -8,11 +8,15 @@ from itertools import accumulate
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.findings import BLOCKS, carried, is_simulated
 from deploy.report.learning import by_round
-from deploy.report.plots import bars, line
+from deploy.report.plots import bars, dots, line
 from deploy.report.story import Story
 from deploy.report.words import UNITS, duration, number, size
 
 _PHASES = ("train", "aggregate", "evaluate", "checkpoint")
+_OVERLAP = (
+    "The mark is what a round took until the next one could begin. A bar is higher than that where "
+    "evaluation and checkpoint went on beside the training of the next round."
+)
 
 
 def costs(story: Story) -> Section:
@@ -25,25 +29,37 @@ def costs(story: Story) -> Section:
     return Section("costs", "What did it cost?", tuple(blocks))
 
 
-def _seconds(story: Story) -> Figure:
-    rounds = [place for place, _ in story.placed()]
-    spent = {
+def _spent(story: Story) -> dict[str, list[float]]:
+    """Returns the seconds of each phase, round by round."""
+    return {
         phase: [getattr(record.seconds, phase) or 0.0 for record in story.records]
         for phase in _PHASES
     }
-    total = sum(record.seconds.total for record in story.records)
+
+
+def _seconds(story: Story) -> Figure:
+    rounds = [place for place, _ in story.placed()]
+    spent = _spent(story)
+    took = [record.seconds.total for record in story.records]
     told = ", ".join(f"{phase} {duration(sum(own))}" for phase, own in spent.items())
+    phases = [
+        bars(phase, rounds, own, place, hovertemplate="%{y:.3~g} s " + phase + "<extra></extra>")
+        for place, (phase, own) in enumerate(spent.items())
+    ]
+    whole = dots("the round took", rounds, took, hovertemplate="%{y:.3~g} s in all")
+    whole["marker"] = {
+        "symbol": "line-ew-open",
+        "color": "var(--ink)",
+        "size": 12,
+        "line": {"color": "var(--ink)", "width": 2},
+    }
     return Figure(
         "Where the seconds went",
-        f"Stacked bar chart, a bar per round. All rounds: {duration(total)}; {told}.",
-        [
-            bars(
-                phase, rounds, own, place, hovertemplate="%{y:.3~g} s " + phase + "<extra></extra>"
-            )
-            for place, (phase, own) in enumerate(spent.items())
-        ],
+        f"Stacked bar chart, a bar per round, and a mark at what the round took. All rounds: "
+        f"{duration(sum(took))}; {told}.",
+        [*phases, whole],
         {**by_round(story, "seconds"), "barmode": "stack"},
-        note="Evaluation and checkpoint may overlap with the next round's training.",
+        note=_OVERLAP,
     )
 
 
@@ -88,14 +104,25 @@ def _memory(story: Story) -> Figure:
     rounds = [place for place, _ in story.placed()]
     values = [record.rss_mb for record in story.records]
     peak = story.totals.peak_rss_mb
-    note = "" if peak is None else f"Peak of all processes together: {number(peak)} MB."
-    return Figure(
-        "Memory of the server's process",
-        f"Line chart over rounds: from {number(min(values))} to {number(max(values))} MB. {note}",
-        [line("resident", rounds, values, 0, hovertemplate="%{y:.4~g} MB")],
-        {**by_round(story, "MB"), "showlegend": False},
-        note=note or "Peak of all processes: not recorded before the end.",
+    peaked = "not recorded before the end" if peak is None else f"{number(peak)} MB"
+    looks = by_round(story, "MB")
+    looks["yaxis"] |= {"rangemode": "tozero"}
+    note = (
+        f"What the process that {_doing(story)} held of the machine's memory when a round ended. "
+        f"The most that all processes of the run held together: {peaked}."
     )
+    return Figure(
+        f"Memory of the process that {_doing(story)}",
+        f"Line chart over rounds: from {number(min(values))} to {number(max(values))} MB. {note}",
+        [line("memory", rounds, values, 0, hovertemplate="%{y:.4~g} MB")],
+        {**looks, "showlegend": False},
+        note=note,
+    )
+
+
+def _doing(story: Story) -> str:
+    inline = story.manifest.get("engine") == "inline"
+    return "trains and aggregates" if inline else "aggregates"
 
 
 def _of_one(story: Story, measured: float | None) -> tuple[str, str]:
@@ -108,18 +135,33 @@ def _of_one(story: Story, measured: float | None) -> tuple[str, str]:
 
 
 def _table(story: Story) -> Table:
-    records, totals = story.records, story.totals
+    records = story.records
     updates = sum(record.clients_aggregated for record in records)
     seconds = sum(record.seconds.total for record in records)
     down, up = (sum(getattr(r, key) for r in records) for key in ("bytes_down", "bytes_up"))
     rows = (
-        ("rounds", duration(seconds)),
-        ("the whole run, with its exports", duration(totals.total_s)),
-        ("until the first round", duration(totals.startup_s)),
+        *_times(story, seconds),
         ("client updates a second", number(updates / seconds if seconds else None, 3)),
         (f"bytes to the {_whom(story)}", size(down)),
         (f"bytes from the {_whom(story)}", size(up)),
         _of_one(story, up / updates if updates else None),
-        ("peak memory, all processes", f"{number(totals.peak_rss_mb)} MB"),
+        ("peak memory, all processes", f"{number(story.totals.peak_rss_mb)} MB"),
     )
     return Table("In numbers", ("what", "how much "), tuple(r for r in rows if "-" not in r[1][:1]))
+
+
+def _times(story: Story, seconds: float) -> list[tuple[str, str]]:
+    """Returns where the time of the whole run went; the first two add up to the third."""
+    total, start = story.totals.total_s, story.totals.startup_s
+    rest = None if total is None else max(0.0, total - seconds)
+    # The summary of a run that is not done was written when the model was trained.
+    exported = story.status == "done" and story.files and is_simulated(story)
+    more = "plan, sample predictions, exports" if exported else "plan, sample predictions"
+    phases = ((f"in rounds: {name}", duration(sum(own))) for name, own in _spent(story).items())
+    return [
+        ("rounds, one after another", duration(seconds)),
+        (f"around them: {more}", duration(rest)),
+        ("the whole run" if exported else "the run until it was trained", duration(total)),
+        ("from the program's start to round 1, loading included", duration(start)),
+        *phases,
+    ]

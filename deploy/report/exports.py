@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy.edge.artefact import Artefact, objection
 from deploy.frontier import Point, placed, points_in
 from deploy.report.blocks import Block, Figure, Note, Section, Table
-from deploy.report.plots import dots, layout, plain
+from deploy.report.plots import axis, dots, plain
 from deploy.report.story import Story
 from deploy.report.words import joined, named, number, percent, size, titled
 
@@ -16,6 +17,12 @@ _RULE = (
     "To ship is, for each family of runtimes, the smallest file that passed its check: its score "
     "is as good as torch's, and its answers are the same, within the limits of the config."
 )
+_LATENCY = (
+    "ms: for one example at a time, in one thread of the machine that exported; the median, and "
+    "what 95 of 100 stay below (p95). A device differs: measure there."
+)
+_LEAST = 0.02  # of a score: less than that is no difference to look at
+_MOST_NAMES = 8  # points of a figure: more names would hide each other
 
 
 @dataclass(frozen=True)
@@ -157,7 +164,8 @@ def _table(points: Sequence[Point], files: Sequence[Artefact]) -> Table:
         marked=frozenset(marked),
         note="ship: the smallest of its family that passed. passed: good enough, but larger. "
         "failed: it differs too much from torch. * no other file is as small, as fast and as good, "
-        "and better in one of these.",
+        f"and better in one of these. {_LATENCY} agrees: the share of examples of which file and "
+        "torch say the same. largest gap: between their outputs.",
     )
 
 
@@ -178,36 +186,92 @@ def frontier_figure(points: Sequence[Point], over: str, *, by_run: bool) -> Figu
         f"Scatter plot of {metric} over {over} of {len(points)} measurements. Not beaten: {names}.",
         [
             _files(name, [p for p in points if (p.run if by_run else p.runtime) == name], over, k)
+            | ({"mode": "markers+text"} if len(points) <= _MOST_NAMES else {})
             for k, name in enumerate(groups)
         ],
         {
-            "xaxis": {"type": "log", "title": {"text": x_name}, "tickvals": _ticks(points, over)},
-            "yaxis": layout("", metric)["yaxis"],
+            "xaxis": _log_axis(x_name, [_over(point, over) for point in points]),
+            "yaxis": axis(metric, range=_roomy([point.score for point in points])),
             "hovermode": "closest",
         },
-        note="Filled: no other file beats it. Hollow: another one does, or it failed its gate.",
+        note=f"Up and to the left is better. Filled: no other file is as small, as fast and as "
+        f"good. Hollow: another one is. Crossed out: it failed its check. {_NAMES[over]}",
+        height=360,
     )
+
+
+_NAMES = {"size": "", "latency": "One example at a time, in one thread of this machine."}
 
 
 def _over(point: Point, over: str) -> float:
     return point.size_bytes / 1000 if over == "size" else point.median_ms
 
 
-def _ticks(points: Sequence[Point], over: str) -> list[float]:
-    """Returns the 1, 2, 5, 10 ... around the points of a logarithmic axis."""
-    values = [_over(point, over) for point in points]
-    low, high = min(values) / 2, max(values) * 2
-    steps = [k * 10.0**e for e in range(-6, 9) for k in (1, 2, 5)]
-    return [float(f"{step:.3g}") for step in steps if low <= step <= high]
+def _log_axis(title: str, values: Sequence[float]) -> dict[str, object]:
+    """Returns a logarithmic axis with room for names beside its points, and 1, 2, 5, 10 ... on it.
+
+    Values that are close together get more numbers than these.
+    """
+    low, high = min(values) / 1.6, max(values) * 1.6
+    coarse, fine = _between(low, high, (1, 2, 5)), _between(low, high, (1, 1.5, 2, 3, 4, 5, 6, 8))
+    return {
+        "type": "log",
+        "title": {"text": title},
+        "tickvals": coarse if len(coarse) > 2 else fine,
+        "range": [math.log10(low), math.log10(high)],
+    }
+
+
+def _roomy(values: Sequence[float]) -> list[float]:
+    """Returns a range with room for names above and below its points.
+
+    It is never so narrow that a difference that does not matter looks like a large one.
+
+    >>> _roomy([1.0, 3.0]), _roomy([0.5, 0.5])
+    ([0.5, 3.5], [0.49, 0.51])
+    """
+    low, high = min(values), max(values)
+    room = max((high - low) / 4, _LEAST * max(abs(low), abs(high)))
+    return [low - room, high + room]
+
+
+def _between(low: float, high: float, steps: Sequence[float]) -> list[float]:
+    """Returns the steps of all powers of ten that are within.
+
+    >>> _between(0.4, 20, (1, 2, 5))
+    [0.5, 1.0, 2.0, 5.0, 10.0, 20.0]
+    """
+    found = [float(f"{k * 10.0**e:.3g}") for e in range(-6, 9) for k in steps]
+    return [step for step in found if low <= step <= high]
 
 
 def _files(name: str, own: Sequence[Point], over: str, place: int) -> dict[str, object]:
     x = [_over(p, over) for p in own]
     trace = dots(name, x, [p.score for p in own], place)
-    shape = ("circle", "square", "diamond", "triangle-up", "cross", "x")[place % 6]
-    hollow = "" if shape in {"cross", "x"} else "-open"
-    trace["marker"]["symbol"] = [shape if p.frontier else f"{shape}{hollow}" for p in own]
+    trace["marker"]["symbol"] = [_symbol(p, place) for p in own]
     trace["marker"]["size"] = 11
-    trace["text"] = [plain(f"{p.run}: {p.file}, {p.runtime}") for p in own]
-    trace["hovertemplate"] = "%{text}<br>%{y:.4f} at %{x:.4~g}<extra></extra>"
+    trace["text"] = [plain(_short(p)) for p in own]
+    trace["textposition"] = [
+        ("top center", "bottom center")[(place + k) % 2] for k in range(len(own))
+    ]
+    trace["cliponaxis"] = False
+    trace["customdata"] = [plain(f"{p.run}: {p.file}, {p.runtime}") for p in own]
+    trace["hovertemplate"] = "%{customdata}<br>%{y:.4f} at %{x:.4~g}<extra></extra>"
     return trace
+
+
+def _short(point: Point) -> str:
+    """Returns what tells a file from the others of its runtime.
+
+    >>> _short(Point("r", "model-int8.onnx", "t", "int8", "onnxruntime", 1, 1, 1.0, "m", 1.0))
+    'int8'
+    """
+    return point.file.removeprefix("model-").rpartition(".")[0]
+
+
+def _symbol(point: Point, place: int) -> str:
+    """Returns a marker: of one of four shapes, filled, hollow or crossed out."""
+    shape = ("circle", "square", "diamond", "triangle-up")[place % 4]
+    if not point.passed:
+        return "x-thin-open"
+    return shape if point.frontier else f"{shape}-open"

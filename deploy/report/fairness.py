@@ -203,9 +203,15 @@ def _skew_figure(story: Story, skew: Skew) -> Figure:
                 names,
                 shares,
                 zmin=0,
+                zmax=max(max(row) for row in shares) or 1.0,
                 customdata=counts,
                 hovertemplate="%{y}, label %{x}: %{z:.0%} (%{customdata})<extra></extra>",
-                colorbar={"tickformat": ".0%", "thickness": 12, "outlinewidth": 0},
+                colorbar={
+                    "tickformat": ".0%",
+                    "thickness": 12,
+                    "outlinewidth": 0,
+                    "title": {"text": f"of a client's {skew.unit}", "side": "right"},
+                },
             )
         ],
         {
@@ -214,7 +220,8 @@ def _skew_figure(story: Story, skew: Skew) -> Figure:
             if len(names) > _MOST_NAMED
             else {"type": "category", "autorange": "reversed"},
         },
-        note=f"Partition {skew.partition}: {plural(skew.of, 'client')} with {low:,.0f} to "
+        note=f"A row is a client, a field the share of its {skew.unit} that have the label below. "
+        f"Partition {skew.partition}: {plural(skew.of, 'client')} with {low:,.0f} to "
         f"{high:,.0f} examples, median {middle:,.0f}.{shown} Skew: a client's labels are "
         f"{percent(apart)} away from the mix of all (0 %: everyone has the same mix)."
         f"{_cut(len(places), len(skew.labels))}",
@@ -300,7 +307,8 @@ def _matrix(samples: Samples) -> Figure:
             "yaxis": {"type": "category", "autorange": "reversed", "title": {"text": "it is"}},
         },
         note=f"{samples.examples:,} test examples, evenly spread, through the final model. "
-        f"Colours are shares of a row.{_cut(len(places), len(whole))}",
+        "A row is all examples that truly have a label, a field how many of them the model takes "
+        f"for the label below. Colours are shares of the row.{_cut(len(places), len(whole))}",
         height=min(720, 200 + 28 * len(labels)),
     )
 

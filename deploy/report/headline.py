@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Literal
 
 from deploy.report.attendance import lost, needed, share_lost, totals
 from deploy.report.blocks import Card
-from deploy.report.exports import picks
+from deploy.report.exports import gate_fault, picks
 from deploy.report.fairness import recognised, worst_tenth
 from deploy.report.findings import (
     TRAINED_ON,
@@ -31,6 +32,24 @@ STATUS = {
     "unfinished": "not finished",
 }
 
+_SAYS = {
+    "mask": "says of each pixel what it belongs to",
+    "boxes": "says where in it objects are, as boxes",
+}
+_MOST_LABELS = 12
+_SCALES = {
+    "frechet_distance": (
+        "That is how far made images are from real ones, 0 if they are alike; no scale says what "
+        "is good: hold it against other runs on the same data."
+    ),
+    "explained_variance": (
+        "1 is an answer without error; 0 is no better than always giving the mean."
+    ),
+    "roc_auc": "1 ranks everything rightly, 0.5 is guessing.",
+    "mean_iou": "1 is every pixel right, 0 none of what is looked for.",
+    "map50": "1 is every object found and nothing else, 0 none.",
+}
+
 
 def status(story: Story) -> str:
     """Returns how far the run is, in words."""
@@ -43,7 +62,7 @@ def status(story: Story) -> str:
 
 def headline(story: Story) -> tuple[str, ...]:
     """Returns what happened, in sentences."""
-    told = [_what(story)]
+    told = [_what(story), *_answers(story)]
     told += [f"Warning: {story.away}."] if story.away else []
     told += _ended(story)
     if not story.records:
@@ -59,7 +78,7 @@ def headline(story: Story) -> tuple[str, ...]:
 
 def _ended(story: Story) -> list[str]:
     if bad := failed_gates(story):
-        names = joined([file.file for file in bad])
+        names = joined([f"{file.file} ({gate_fault(file)})" for file in bad])
         return [f"It is trained. Files that failed their check, and are kept to look at: {names}."]
     state = "The run failed" if story.status == "failed" else "It is not finished"
     return [f"{state}: {story.reason}."] if story.reason else []
@@ -76,6 +95,17 @@ def _what(story: Story) -> str:
     own = story.config.get("data", {}).get("name")
     data = f" on {own}" if own else data
     return f"{story.task}{size_of} {_verb(story)} trained{data}{who}, in {_stages(story)}."
+
+
+def _answers(story: Story) -> list[str]:
+    """Returns what the model takes and says."""
+    model = story.model
+    takes, says = " x ".join(map(str, model.input_shape)), _SAYS.get(model.answer, "")
+    if model.answer == "classes" and len(model.labels) > 1:
+        shown = [repr(own) if own.isspace() else own for own in model.labels]
+        some = joined(shown) if len(shown) <= _MOST_LABELS else f"{', '.join(shown[:5])} ..."
+        says = f"says which of {len(shown)} labels it has: {some}"
+    return [f"It takes an example of {takes} numbers and {says}."] if takes and says else []
 
 
 def _a_round(story: Story, clients: object) -> str:
@@ -117,12 +147,9 @@ def _how_well(story: Story) -> str:
 
 
 def _scale(story: Story) -> str:
-    if story.metric != "frechet_distance":
-        return ""
-    return (
-        " That is how far made images are from real ones, 0 if they are alike; no scale says what "
-        "is good: hold it against other runs on the same data."
-    )
+    """Returns what a value of the metric means, where its name does not say it."""
+    told = _SCALES.get(story.metric, "")
+    return f" {told}" if told else ""
 
 
 def _held_against(story: Story) -> list[str]:
@@ -175,7 +202,24 @@ def _attendance(story: Story) -> str:
     if not gone:
         return f"All {needed(story.records):,} updates that were needed counted.{more}"
     why = joined([f"{count:,} {fate}" for fate, count in gone.items()])
-    return f"{share_lost(story)} updates that were needed did not count: {why}.{more}"
+    told = f"{share_lost(story)} updates that were needed did not count: {why}."
+    return f"{told}{_most_often(story)}{more}"
+
+
+def _most_often(story: Story) -> str:
+    """Returns the most frequent reason, and how many faults were injected on purpose."""
+    found = Counter((own.status, own.reason) for r in story.records for own in r.failures)
+    if not found:
+        return ""
+    ((status, reason), count), *_ = found.most_common(1)
+    told = f" Most often, {plural(count, 'time')}: {status}, because {reason.rstrip('.')}."
+    victims = {(r.stage, r.round, own.client_id) for r in story.records for own in r.injected}
+    failed = [(r.stage, r.round, own.client_id) for r in story.records for own in r.failures]
+    meant = sum(own in victims for own in failed)
+    if not meant:
+        return told
+    many = "All of these" if meant == len(failed) else f"{meant:,} of these {len(failed):,}"
+    return f"{told} {many} are faults that the config injects on purpose."
 
 
 def _ship(story: Story) -> str:

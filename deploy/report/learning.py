@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -15,6 +15,8 @@ from deploy.report.words import duration, named, number, titled
 from server.records import RoundRecord
 
 WORST_TENTH = "worst tenth of the clients, mean"
+_SERVER = "on the server's test data"
+_CLIENTS = "on the clients' training data, over all examples"
 _MOST_OTHERS = 4
 
 
@@ -52,8 +54,7 @@ def curve(
 
 def eval_curve(story: Story, metric: str, more: str = "", look: int = 0) -> Curve:
     """Returns what the server measured."""
-    name = f"on the server's test data{more}"
-    return curve(story, name, lambda record: (record.eval or {}).get(metric), look)
+    return curve(story, f"{_SERVER}{more}", lambda record: (record.eval or {}).get(metric), look)
 
 
 def client_curves(story: Story, metric: str) -> list[Curve]:
@@ -63,7 +64,7 @@ def client_curves(story: Story, metric: str) -> list[Curve]:
         return lambda record: (record.clients_eval or {}).get(key)
 
     return [
-        curve(story, "on the clients' training data, over all examples", of(metric), 1),
+        curve(story, _CLIENTS, of(metric), 1),
         curve(story, WORST_TENTH, of(f"{metric}_worst10"), 2),
     ]
 
@@ -177,14 +178,29 @@ def _not_measured(story: Story) -> str:
 
 
 def _loss_figure(story: Story) -> list[Block]:
-    curves = [
-        curve(story, "in training, on the clients", lambda record: record.train_loss, 4),
-        eval_curve(story, "loss"),
-        *client_curves(story, "loss")[:1],
+    """Returns the losses: those of stages that learn without labels are of another kind."""
+    kinds = {stage.name: _LOSSES.get(stage.kind, "Loss") for stage in story.stages}
+    found = [
+        figure_of(story, f"{title} by round", "loss", curves, less=True)
+        for title in dict.fromkeys(kinds.values())
+        if (curves := _losses(story, {name for name, own in kinds.items() if own == title}))
     ]
-    if not any(own.there for own in curves):
-        return [Note("Not recorded: no loss was told.", "missing")]
-    return [figure_of(story, "Loss by round", "loss", curves, less=True)]
+    return [*found] or [Note("Not recorded: no loss was told.", "missing")]
+
+
+_LOSSES = {"pretrain": "Loss of pretraining", "distill": "Loss of distillation"}
+
+
+def _losses(story: Story, stages: Set[str]) -> list[Curve]:
+    def among(get: Callable[[RoundRecord], float | None]) -> Callable[[RoundRecord], float | None]:
+        return lambda record: get(record) if record.stage in stages else None
+
+    curves = [
+        curve(story, "in training, on the clients", among(lambda record: record.train_loss), 4),
+        curve(story, _SERVER, among(lambda record: (record.eval or {}).get("loss"))),
+        curve(story, _CLIENTS, among(lambda record: (record.clients_eval or {}).get("loss")), 1),
+    ]
+    return [own for own in curves if own.there]
 
 
 def _by_time(story: Story) -> list[Block]:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from deploy.report.details import details
 from deploy.report.exports import exports
 from deploy.report.fairness import fairness
 from deploy.report.findings import failed_gates
+from deploy.report.glossary import glossary
 from deploy.report.headline import cards, headline, status
 from deploy.report.learning import learning
 from deploy.report.pictures import pictures
@@ -60,10 +61,9 @@ def make_page(stories: Sequence[Story], made: str) -> Page:
     `made` says when.
     """
     own = tuple(chapter(story, place) for place, story in enumerate(stories))
-    if len(own) == 1:
-        return Page(own[0].title, own, made)
-    together = comparison(stories)
-    return Page(together.title, (together, *own), made)
+    first, *rest = own if len(own) == 1 else (comparison(stories), *own)
+    explained = replace(first, sections=(*first.sections, glossary()))
+    return Page(first.title, (explained, *rest), made)
 
 
 def chapter(story: Story, place: int = 0) -> Chapter:

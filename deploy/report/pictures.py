@@ -14,6 +14,7 @@ from deploy.report.words import percent
 from server.sample_records import Box, Picture, Samples, Shown
 
 _MOST_CURVES = 6
+_COLOURS = ("blue", "orange", "green", "purple", "ochre", "grey")  # as the style sheet has them
 
 
 def pictures(story: Story) -> Section:
@@ -44,7 +45,7 @@ def _galleries(samples: Samples) -> list[Gallery]:
     }
     notes = {
         "boxes": "White: what is right. Dashed: what the model says.",
-        "values": "A curve is a channel: solid the input, dashed what the model makes of it.",
+        "values": "Dashed: what the model makes of the solid one.",
     }
     groups = [
         (titles.get(samples.answer, "Examples"), samples.shown, notes.get(samples.answer, "")),
@@ -54,8 +55,24 @@ def _galleries(samples: Samples) -> list[Gallery]:
     for title, shown, note in groups:
         exhibits = tuple(own for one in shown if (own := exhibit(one)) is not None)
         if exhibits:
-            found.append(Gallery(title, exhibits, note, dense))
+            told = f"{_curves_note(shown)} {note}".strip()
+            found.append(Gallery(title, exhibits, told, dense))
     return found
+
+
+def _curves_note(shown: Sequence[Shown]) -> str:
+    """Returns what the curves are, in the order of their colours; nothing where there are none."""
+    first = next((one.series for one in shown if one.series), ())
+    if not first:
+        return ""
+    count, steps = min(len(first), _MOST_CURVES), len(first[0])
+    colours = ", ".join(f"{k} {name}" for k, name in enumerate(_COLOURS[:count], 1))
+    which = f"channels in the order of the input: {colours}" if count > 1 else "the one channel"
+    left_out = f" (the other {len(first) - count} are not drawn)" if len(first) > count else ""
+    return (
+        f"A curve is a channel of the input over {steps} time steps, {which}{left_out}; the height "
+        "of each picture is from its smallest to its largest value."
+    )
 
 
 def exhibit(shown: Shown) -> Exhibit | None:

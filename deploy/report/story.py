@@ -52,6 +52,7 @@ class Facts:
 
     dataset: str = ""
     answer: str = ""
+    labels: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     costs: tuple[str, ...] = ("loss",)
     parameters: int | None = None
