@@ -126,6 +126,11 @@ class Visit:
         self.page.goto(url)
         self.until("document.documentElement.dataset.drawn")
 
+    def open_all(self) -> None:
+        """Opens what of a comparison is folded, as a reader does, and waits for its plots."""
+        self.page.evaluate("document.querySelectorAll('.part').forEach((one) => one.open = true)")
+        self.until("[...document.querySelectorAll('.plot')].every((plot) => plot._fullLayout)")
+
     def until(self, expression: str, patience_s: float = 90.0) -> None:
         """Waits for something to be true; the page's policy keeps the browser from doing so."""
         deadline = time.monotonic() + patience_s
@@ -143,6 +148,7 @@ def test_every_figure_is_drawn_and_everything_can_be_read(
 ) -> None:
     with closing(Visit(browser, report.as_uri(), VIEWS[view])) as visit:
         page = visit.page
+        visit.open_all()
         page.screenshot(path=SHOTS / f"{view}.png", full_page=True)
         assert page.locator(".plot").count() > 20
         assert page.evaluate(BAD_FIGURES) == []
@@ -154,8 +160,28 @@ def test_every_figure_is_drawn_and_everything_can_be_read(
         assert [url for url in visit.asked if not url.startswith("data:")] == [report.as_uri()]
 
 
+def test_of_a_comparison_the_runs_are_folded_until_somebody_asks(
+    browser: Browser, report: Path
+) -> None:
+    shown = (
+        "[...document.querySelectorAll('.part')].filter((part) => part.open).map((own) => own.id)"
+    )
+    with closing(Visit(browser, report.as_uri(), VIEWS["light"])) as visit:
+        page = visit.page
+        assert page.evaluate(shown) == []
+        assert page.evaluate("document.documentElement.scrollHeight") < 6000
+        page.locator("#run-1 nav a", has_text="What did it cost?").click()
+        visit.until("document.querySelector('#run-1-costs .plot .main-svg')")
+        assert page.evaluate(shown) == ["run-1-costs-part"]
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert len(page.evaluate(shown)) == page.locator(".part").count()
+        page.evaluate("dispatchEvent(new Event('afterprint'))")
+        assert page.evaluate(shown) == ["run-1-costs-part"]
+
+
 def test_hostile_words_are_only_words(browser: Browser, report: Path) -> None:
     with closing(Visit(browser, report.as_uri(), VIEWS["light"])) as visit:
+        visit.open_all()
         assert visit.page.evaluate("window.hurt") is None
         assert visit.page.locator("img[src='x'], main b").count() == 0
         assert visit.page.locator("td", has_text=HOSTILE).count() > 0

@@ -126,11 +126,21 @@ def test_points_of_the_frontier_have_names_and_what_failed_is_crossed_out(folder
     drawn = figures(exports(read_story(folder)).blocks)
     for title in ("Accuracy over size", "Accuracy over latency"):
         onnx, tflite = drawn[title].data
-        assert (onnx["text"], tflite["text"]) == (["fp32", "int8"], ["int8"])
-        assert onnx["mode"] == "markers+text"
+        names = [own["text"] for own in drawn[title].layout["annotations"]]
+        assert names == ["fp32", "int8", "int8"]
+        assert onnx["marker"]["symbol"][1] == "circle"
         assert tflite["marker"]["symbol"] == ["x-thin-open"]
         assert "Crossed out: it failed its check" in drawn[title].note
     assert "One example at a time" in drawn["Accuracy over latency"].note
+
+
+def test_names_of_points_that_lie_together_do_not_hide_each_other(folder: Path) -> None:
+    file = json.loads((folder / "summary.json").read_text())["artefacts"][0]
+    alike = [{**file, "file": f"model-alike{k}.onnx"} for k in range(6)]
+    drawn = figures(exports(changed(folder, "summary.json", artefacts=alike)).blocks)
+    shown = drawn["Accuracy over size"].layout["annotations"]
+    assert [own["text"] for own in shown] == ["alike0", "alike1"]
+    assert [own["yshift"] for own in shown] == [14, -14]
 
 
 def test_a_difference_that_does_not_matter_does_not_fill_the_axis(folder: Path) -> None:

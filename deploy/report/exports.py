@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from deploy.edge.artefact import Artefact, objection
@@ -22,7 +22,7 @@ _LATENCY = (
     "what 95 of 100 stay below (p95). A device differs: measure there."
 )
 _LEAST = 0.02  # of a score: less than that is no difference to look at
-_MOST_NAMES = 8  # points of a figure: more names would hide each other
+_BESIDE, _LETTER = 0.07, 0.02  # of a plot: from a point to its name, and a letter's width
 
 
 @dataclass(frozen=True)
@@ -180,27 +180,66 @@ def frontier_figure(points: Sequence[Point], over: str, *, by_run: bool) -> Figu
     groups = dict.fromkeys(p.run if by_run else p.runtime for p in points)
     x_name = "size, KB" if over == "size" else "latency, median ms"
     best = [p for p in points if p.frontier]
-    names = joined(list(dict.fromkeys(p.file for p in best)))
+    files = joined(list(dict.fromkeys(p.file for p in best)))
+    names = _names(points, over)
     return Figure(
         f"{titled(metric)} over {over}",
-        f"Scatter plot of {metric} over {over} of {len(points)} measurements. Not beaten: {names}.",
+        f"Scatter plot of {metric} over {over} of {len(points)} measurements. Not beaten: {files}.",
         [
             _files(name, [p for p in points if (p.run if by_run else p.runtime) == name], over, k)
-            | ({"mode": "markers+text"} if len(points) <= _MOST_NAMES else {})
             for k, name in enumerate(groups)
         ],
         {
             "xaxis": _log_axis(x_name, [_over(point, over) for point in points]),
             "yaxis": axis(metric, range=_roomy([point.score for point in points])),
             "hovermode": "closest",
+            "annotations": names,
         },
         note=f"Up and to the left is better. Filled: no other file is as small, as fast and as "
-        f"good. Hollow: another one is. Crossed out: it failed its check. {_NAMES[over]}",
+        f"good. Hollow: another one is. Crossed out: it failed its check. {_NOTES[over]}".strip(),
         height=360,
     )
 
 
-_NAMES = {"size": "", "latency": "One example at a time, in one thread of this machine."}
+_NOTES = {
+    "size": "",
+    "latency": "One example at a time, in one thread of the machine that exported.",
+}
+
+
+def _names(points: Sequence[Point], over: str) -> list[dict[str, object]]:
+    """Returns the names of points, above or below them, of those for whose name there is room."""
+    across = _unit([math.log10(own) for own in _around([_over(p, over) for p in points])])
+    up = _unit(_roomy([point.score for point in points]))
+    spots = [(across(math.log10(_over(p, over))), up(p.score)) for p in points]
+    taken = [(x, y, 0) for x, y in spots]
+    found: list[dict[str, object]] = []
+    for point, (x, y) in zip(points, spots, strict=True):
+        name = _short(point)
+        for side in (1, -1):
+            own = (x, y + side * _BESIDE, len(name))
+            if all(_apart(own, other) for other in taken):
+                taken.append(own)
+                found.append(_name(point, over, name, side))
+                break
+    return found
+
+
+def _name(point: Point, over: str, name: str, side: int) -> dict[str, object]:
+    where = {"x": math.log10(_over(point, over)), "y": point.score, "yshift": 14 * side}
+    look = {"showarrow": False, "font": {"size": 12, "color": "var(--ink)"}}
+    return {**where, **look, "text": plain(name)}
+
+
+def _unit(ends: Sequence[float]) -> Callable[[float], float]:
+    low, high = ends
+    return lambda value: (value - low) / (high - low)
+
+
+def _apart(one: tuple[float, float, int], other: tuple[float, float, int]) -> bool:
+    """Whether two texts of some letters, or points of none, do not touch; in shares of a plot."""
+    wide = _LETTER * (one[2] + other[2]) / 2 + 0.02
+    return abs(one[0] - other[0]) > wide or abs(one[1] - other[1]) > _BESIDE * 0.8
 
 
 def _over(point: Point, over: str) -> float:
@@ -212,7 +251,7 @@ def _log_axis(title: str, values: Sequence[float]) -> dict[str, object]:
 
     Values that are close together get more numbers than these.
     """
-    low, high = min(values) / 1.6, max(values) * 1.6
+    low, high = _around(values)
     coarse, fine = _between(low, high, (1, 2, 5)), _between(low, high, (1, 1.5, 2, 3, 4, 5, 6, 8))
     return {
         "type": "log",
@@ -220,6 +259,10 @@ def _log_axis(title: str, values: Sequence[float]) -> dict[str, object]:
         "tickvals": coarse if len(coarse) > 2 else fine,
         "range": [math.log10(low), math.log10(high)],
     }
+
+
+def _around(values: Sequence[float]) -> list[float]:
+    return [min(values) / 1.6, max(values) * 1.6]
 
 
 def _roomy(values: Sequence[float]) -> list[float]:
@@ -250,13 +293,8 @@ def _files(name: str, own: Sequence[Point], over: str, place: int) -> dict[str, 
     trace = dots(name, x, [p.score for p in own], place)
     trace["marker"]["symbol"] = [_symbol(p, place) for p in own]
     trace["marker"]["size"] = 11
-    trace["text"] = [plain(_short(p)) for p in own]
-    trace["textposition"] = [
-        ("top center", "bottom center")[(place + k) % 2] for k in range(len(own))
-    ]
-    trace["cliponaxis"] = False
-    trace["customdata"] = [plain(f"{p.run}: {p.file}, {p.runtime}") for p in own]
-    trace["hovertemplate"] = "%{customdata}<br>%{y:.4f} at %{x:.4~g}<extra></extra>"
+    trace["text"] = [plain(f"{p.run}: {p.file}, {p.runtime}") for p in own]
+    trace["hovertemplate"] = "%{text}<br>%{y:.4f} at %{x:.4~g}<extra></extra>"
     return trace
 
 

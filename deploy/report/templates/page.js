@@ -55,15 +55,37 @@
     await Plotly.react(plot, coloured(figure.data, style), layout, options);
   }
 
+  // A plot in a part that is folded has no size yet: it is drawn when the part is opened.
   async function drawAll() {
-    const plots = [...document.querySelectorAll(".plot")];
+    const plots = [...document.querySelectorAll(".plot")].filter((plot) => plot.offsetParent);
     for (const plot of plots) await draw(plot);
     root.dataset.drawn = String(plots.length);
   }
 
-  // Paper is white whatever the screen is.
-  addEventListener("beforeprint", () => { root.dataset.scheme = "light"; drawAll(); });
-  addEventListener("afterprint", () => { delete root.dataset.scheme; drawAll(); });
+  document.addEventListener("toggle", (event) => {
+    if (event.target.open) for (const plot of event.target.querySelectorAll(".plot")) draw(plot);
+  }, true);
+
+  // Who follows a link to a part wants to see it.
+  function openAsked() {
+    const part = document.getElementById(`${location.hash.slice(1)}-part`);
+    if (part) part.open = true;
+  }
+  addEventListener("hashchange", openAsked);
+
+  // Paper is white whatever the screen is, and nobody can open a part of it.
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    root.dataset.scheme = "light";
+    folded = [...document.querySelectorAll(".part:not([open])")];
+    for (const part of folded) part.open = true;
+    drawAll();
+  });
+  addEventListener("afterprint", () => {
+    delete root.dataset.scheme;
+    for (const part of folded) part.open = false;
+    drawAll();
+  });
   dark.addEventListener("change", drawAll);
   narrow.addEventListener("change", drawAll);
 
@@ -103,6 +125,7 @@
     }
   }
 
+  openAsked();
   drawAll().then(() => {
     const seconds = Number(document.body.dataset.live || 0);
     if (seconds) follow(seconds);
