@@ -15,6 +15,7 @@ from deploy.cli.standing import Standing, after, ended
 from deploy.events import Event, ExportStarted
 from server.events import BlockFinished, Notice, RoundFinished, StageStarted
 from server.records import RoundRecord
+from tests.conftest import ROOT
 from tests.told_runs import RECORD, records
 
 BEGUN = StageStarted("train", 5, 0, 20, 10)
@@ -201,3 +202,9 @@ def test_how_a_round_without_a_measurement_looks() -> None:
     bare: RoundRecord = replace(RECORD, eval=None, clients_eval=None, train_loss=None, failures=())
     lines = drawn(standing([BEGUN, RoundFinished(bare)]), 4.0, USUAL)
     assert [line.split("  ")[0] for line in lines][2:] == ["clients", "time"]
+
+
+def test_the_screen_in_the_docs_is_the_one_that_is_drawn() -> None:
+    events = [*learning(7), BlockFinished("tune", 3, 4)]
+    screen_of = drawn(standing(events), 2.0 * len(events), USUAL)
+    assert "\n".join(screen_of) in (ROOT / "docs/run.md").read_text()
