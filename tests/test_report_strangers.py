@@ -11,6 +11,7 @@ import pytest
 from deploy.report.attendance import attendance
 from deploy.report.blocks import Figure, Gallery, Table
 from deploy.report.costs import costs
+from deploy.report.details import details
 from deploy.report.exports import exports
 from deploy.report.fairness import fairness
 from deploy.report.headline import headline
@@ -100,6 +101,32 @@ def test_what_a_round_took_is_marked_beside_phases_that_overlap(folder: Path) ->
     marks = drawn.data[-1]
     assert (marks["mode"], marks["y"]) == ("markers", [2.0] * 8)
     assert "beside the training of the next round" in drawn.note
+
+
+def test_of_many_rounds_what_they_took_is_a_line(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "told")
+    many = [replace(RECORD, round=k + 1) for k in range(31)]
+    (folder / "metrics.jsonl").write_text("".join(own.to_json() + "\n" for own in many))
+    drawn = figures(costs(read_story(folder)).blocks)["Where the seconds went"]
+    assert (drawn.data[-1]["mode"], drawn.data[-1]["line"]["shape"]) == ("lines", "hvh")
+    assert drawn.note.startswith("The line is what a round took")
+
+
+def test_the_worst_client_is_named_and_where_the_files_are(folder: Path) -> None:
+    said = " ".join(headline(read_story(folder)))
+    assert "Worst of all is client 0 with 0.0000." in said
+    assert "See export/ in the run folder." in said
+
+
+def test_digests_are_short_enough_to_be_read(folder: Path) -> None:
+    story = changed(
+        folder, "manifest.json", data_sha256=["a" * 64, "b" * 64], config_sha256="c" * 64
+    )
+    cells = {
+        row[0]: row[1] for b in details(story).blocks if isinstance(b, Table) for row in b.rows
+    }
+    assert cells["data sha256"] == f"{'a' * 16}…, {'b' * 16}…"
+    assert cells["config_sha256"] == f"{'c' * 16}…"
 
 
 def test_memory_begins_at_zero_and_says_whose_it_is(folder: Path) -> None:

@@ -8,13 +8,14 @@ from itertools import accumulate
 from deploy.report.blocks import Block, Figure, Note, Section, Table
 from deploy.report.findings import BLOCKS, carried, is_simulated
 from deploy.report.learning import by_round
-from deploy.report.plots import bars, dots, line
+from deploy.report.plots import Trace, bars, dots, line
 from deploy.report.story import Story
 from deploy.report.words import UNITS, duration, number, size
 
 _PHASES = ("train", "aggregate", "evaluate", "checkpoint")
+_MOST_MARKS = 30  # more would touch
 _OVERLAP = (
-    "The mark is what a round took until the next one could begin. A bar is higher than that where "
+    "The {} is what a round took until the next one could begin. A bar is higher than that where "
     "evaluation and checkpoint went on beside the training of the next round."
 )
 
@@ -46,21 +47,25 @@ def _seconds(story: Story) -> Figure:
         bars(phase, rounds, own, place, hovertemplate="%{y:.3~g} s " + phase + "<extra></extra>")
         for place, (phase, own) in enumerate(spent.items())
     ]
-    whole = dots("the round took", rounds, took, hovertemplate="%{y:.3~g} s in all")
-    whole["marker"] = {
-        "symbol": "line-ew-open",
-        "color": "var(--ink)",
-        "size": 12,
-        "line": {"color": "var(--ink)", "width": 2},
-    }
+    is_long = len(rounds) > _MOST_MARKS
     return Figure(
         "Where the seconds went",
-        f"Stacked bar chart, a bar per round, and a mark at what the round took. All rounds: "
+        f"Stacked bar chart, a bar per round, and what the round took in all. All rounds: "
         f"{duration(sum(took))}; {told}.",
-        [*phases, whole],
+        [*phases, _whole(rounds, took, is_long=is_long)],
         {**by_round(story, "seconds"), "barmode": "stack"},
-        note=_OVERLAP,
+        note=_OVERLAP.format("line" if is_long else "mark"),
     )
+
+
+def _whole(rounds: Sequence[int], took: Sequence[float], *, is_long: bool) -> Trace:
+    """Returns what rounds took, as marks over their bars, or as steps where there are many."""
+    made = dots("the round took", rounds, took, hovertemplate="%{y:.3~g} s in all")
+    ink = {"color": "var(--ink)", "width": 2}
+    if is_long:
+        return {**made, "mode": "lines", "line": {**ink, "width": 1.5, "shape": "hvh"}}
+    mark = {"symbol": "line-ew-open", "color": "var(--ink)", "size": 12, "line": ink}
+    return {**made, "marker": mark}
 
 
 def scaled(values: Sequence[float]) -> tuple[str, list[float]]:

@@ -40,6 +40,12 @@ def _plain(values: object) -> dict[str, str]:
     return {str(key): _text(value) for key, value in found.items() if value is not None}
 
 
+def _digests(value: object) -> str:
+    """Returns the beginnings of digests: enough to tell whether two are the same."""
+    found = value if isinstance(value, list) else [value]
+    return ", ".join(text if len(text) <= 16 else f"{text[:16]}…" for text in map(str, found))
+
+
 def _text(value: object) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= 200 else text[:199] + "…"
@@ -57,7 +63,7 @@ def _model(story: Story) -> dict[str, str]:
         "parameters": "" if model.parameters is None else f"{model.parameters:,}",
         "in its parts": parts,
         "dataset": str(story.config.get("data", {}).get("name") or model.dataset),
-        "data sha256": _text(manifest.get("data_sha256", [])),
+        "data sha256": _digests(manifest.get("data_sha256", [])),
         **{f"population: {key}": _count(value) for key, value in _plain(population).items()},
     }
     return {key: value for key, value in told.items() if value}
@@ -71,8 +77,10 @@ def _machine(manifest: Mapping[str, Any]) -> dict[str, str]:
     machine = _plain(manifest.get("machine"))
     if machine.get("memory_bytes", "").isdigit():
         machine["memory"] = size(int(machine.pop("memory_bytes")))
-    keys = ("engine", "workers", "git_commit", "config_sha256", "init")
+    keys = ("engine", "workers", "git_commit", "init")
     told = {key: _text(manifest[key]) for key in keys if manifest.get(key) is not None}
+    if config := manifest.get("config_sha256"):
+        told["config_sha256"] = _digests(config)
     plan = {f"plan: {key}": value for key, value in _plain(manifest.get("plan")).items()}
     return {**machine, **told, **plan}
 

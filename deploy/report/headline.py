@@ -8,7 +8,7 @@ from typing import Literal
 from deploy.report.attendance import lost, needed, share_lost, totals
 from deploy.report.blocks import Card
 from deploy.report.exports import gate_fault, picks
-from deploy.report.fairness import recognised, worst_tenth
+from deploy.report.fairness import client_name, recognised, worst_tenth
 from deploy.report.findings import (
     TRAINED_ON,
     baseline,
@@ -189,10 +189,14 @@ def _whom(story: Story) -> list[str]:
     if told is None or not told.metrics.get(metric):
         return []
     values = told.metrics[metric]
-    tenth = number(worst_tenth(values, less=story.less_is_better(metric)))
+    less = story.less_is_better(metric)
+    tenth = number(worst_tenth(values, less=less))
     who = f"{plural(len(values), 'client')} measured it on their own data, which they also train on"
     mean = f"{named(metric)} {number(clients_mean(story))} over all their examples"
-    return [f"{who}: {mean}, and on average {tenth} for the tenth whom it serves worst."]
+    last = (max if less else min)(range(len(values)), key=lambda place: values[place])
+    worst = f"{client_name(story, told.client_ids[last])} with {number(values[last])}"
+    least = f"on average {tenth} for the tenth whom it serves worst"
+    return [f"{who}: {mean}, and {least}. Worst of all is {worst}."]
 
 
 def _attendance(story: Story) -> str:
@@ -226,7 +230,8 @@ def _ship(story: Story) -> str:
     found = picks(story.files)
     if not found:
         return "No exported file passed its gate: ship none."
-    return f"To ship: {joined([f'{pick.file.file} for {pick.family}' for pick in found])}."
+    files = joined([f"{pick.file.file} for {pick.family}" for pick in found])
+    return f"To ship: {files}. See export/ in the run folder."
 
 
 def cards(story: Story) -> tuple[Card, ...]:
