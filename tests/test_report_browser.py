@@ -77,6 +77,8 @@ BAD_FIGURES = """() => [...document.querySelectorAll(".plot")].filter((plot) => 
   const drawn = marks >= told.data.length && plot._fullData.length === told.data.length;
   return !(whole && words && drawn);
 }).map((plot) => plot.id)"""
+# What stands beside the first line of a page that gets no answer any more.
+MARK = "getComputedStyle(document.querySelector('.eyebrow'), '::after').content"
 SKIPPED_LEVELS = """() => {
   const headings = [...document.querySelectorAll("h1, h2, h3, h4, h5")];
   const levels = headings.map((heading) => Number(heading.tagName[1]));
@@ -228,6 +230,10 @@ def test_a_live_page_follows_the_run_without_being_loaded_anew(
                 visit.until(f"({BAD_FIGURES})().length === 0")
                 assert visit.page.evaluate("window.same")
                 assert visit.said == []
+                assert visit.page.evaluate(MARK) == "none"
+                server.should_exit = True
+                thread.join(timeout=30)
+                visit.until(f"({MARK}).includes('may be old')")
         finally:
             server.should_exit = True
             thread.join(timeout=30)

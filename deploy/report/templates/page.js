@@ -114,11 +114,12 @@
       await new Promise((done) => setTimeout(done, seconds * 1000));
       try {
         const answer = await fetch("news", { headers: version ? { "If-None-Match": version } : {} });
-        if (answer.status !== 200) continue;
+        if (!answer.ok && answer.status !== 304) throw new Error(String(answer.status));
+        delete root.dataset.away;
+        if (answer.status === 304) continue;
         version = answer.headers.get("ETag") || "";
         swapped(await answer.text());
         await drawAll();
-        delete root.dataset.away;
       } catch (error) {
         root.dataset.away = "true"; // the server is gone: what is here stays, it may come back
       }
