@@ -46,6 +46,15 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished / "export", tmp_path / "export"))
 
 
+def test_what_was_measured_fits_a_terminal_of_80_columns(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["verify", str(finished / "export" / "model-int8.tflite")]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "litert" in line]
+    assert rows
+    assert max(map(len, rows)) <= 80
+
+
 def test_a_run_leaves_measured_files_and_says_so(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["status"] == "done"
