@@ -22,7 +22,7 @@ import typer
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.command import result_path, told_in_a_line
+from benchmarks.command import kept, result_path, told_in_a_line
 from benchmarks.export_models import LESSONS, Lesson, Trained, ask, train
 from benchmarks.export_table import page as page_of
 from benchmarks.export_table import report
@@ -180,7 +180,7 @@ def complete(path: Path, names: Sequence[str], effort: Effort) -> dict[str, Any]
 
     Those that are named are measured, anew if they are there; without a name, all that are missing.
     """
-    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"tasks": {}}
+    told = kept(path, "tasks")
     for task in [load_task(name) for name in names or TASKS if names or name not in told["tasks"]]:
         print(f"{task.name} ...", file=sys.stderr, flush=True)
         known = {**told["tasks"], task.name: {**measure(task, effort), **asdict(effort)}}

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.command import result_path, told_in_a_line
+from benchmarks.command import kept, result_path, told_in_a_line
 from benchmarks.machine import machine
 from benchmarks.text import markdown, three_figures
 from clients.host import open_host
@@ -40,6 +40,9 @@ def measure_example(config: Config, turns: int) -> dict[str, Any]:
         "objective": stage.objective,
         "ms_a_client": _medians(found),
         "left_out": dict(found[-1].left_out),
+        "turns": turns,
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": machine(),
     }
 
 
@@ -50,15 +53,13 @@ def _medians(found: Sequence[Found]) -> dict[str, float]:
 
 def complete(path: Path, names: Sequence[str], turns: int) -> dict[str, Any]:
     """Returns the result in a file, in which each example is kept as soon as it is measured."""
-    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"examples": {}}
+    told = kept(path, "examples")
     for name in names or sorted(own.stem for own in EXAMPLES.glob("*.toml")):
         if names or name not in told["examples"]:
             print(f"{name} ...", file=sys.stderr, flush=True)
             config = read_config(EXAMPLES / f"{name}.toml")
             told["examples"][name] = measure_example(config, turns)
             write_json(path, told)
-    told |= {"turns": turns, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
-    write_json(path, told)
     return told
 
 

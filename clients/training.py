@@ -192,10 +192,15 @@ def row_of(client_id: int, data_of: DataOf, work: Callable[[ClientData], Row]) -
         if examples == 0:
             return refused(client_id, 0, "the client has no examples")
         return work(data)
-    except UpdateError as error:
-        return refused(client_id, examples, str(error))
     except Exception as error:  # one client's fault must not take its block down
-        return failed(client_id, examples, error)
+        return unfit(client_id, examples, error)
+
+
+def unfit(client_id: int, examples: int, error: Exception) -> Row:
+    """Returns the row of a client whose work raised: refused for an `UpdateError`, else failed."""
+    if isinstance(error, UpdateError):
+        return refused(client_id, examples, str(error))
+    return failed(client_id, examples, error)
 
 
 def failed(client_id: int, examples: int, error: Exception) -> Row:

@@ -96,11 +96,11 @@ def test_no_cell_is_silently_missing(tmp_path: Path) -> None:
         here = [cell["runtime"] for cell in row["cells"]]
         if row["why_not"]:
             assert row["format"].startswith("tflite-stream")  # of a CNN all others can be made
-            assert (here, row["missing"]) == ([], [])
+            assert (here, row["missing"]) == ([], ())
         else:
             runtimes = runtimes_for(Path(FORMATS[row["format"]].file))
             assert here == [name for name in runtimes if is_installed(name)]
-            assert row["missing"] == [name for name in runtimes if not is_installed(name)]
+            assert row["missing"] == tuple(n for n in runtimes if not is_installed(n))
     assert json.loads(path.read_text()) == json.loads(json.dumps(told))
 
 

@@ -92,6 +92,7 @@ class Elsewhere:
         self.runs = runs
         self.sent = 0
         self.away = False
+        self.refused = ""
 
     def folders(self) -> list[dict[str, Any]]:
         if self.away:
@@ -102,6 +103,8 @@ class Elsewhere:
         return {own["path"]: own["bytes"] for own in describe_files(self.runs / run)}
 
     def read(self, run: str, path: str, offset: int = 0) -> bytes:
+        if path == self.refused:
+            raise ServerError("fleet.example:8000 does not answer")
         content = (self.runs / run / path).read_bytes()[offset:]
         self.sent += len(content)
         return content
@@ -146,6 +149,25 @@ def test_rounds_that_a_resumed_run_took_back_are_forgotten(
     (folder / "metrics.jsonl").write_text("".join(own.to_json() + "\n" for own in rest))
     log(StageStarted("train", 5, 1, 20, 10))
     assert mirror.story().records == tuple(rest)
+
+
+def test_a_server_that_goes_away_while_it_tells_takes_nothing(folder: Path, tmp_path: Path) -> None:
+    remote = Elsewhere(folder.parent)
+    mirror = Mirror(remote, "told", tmp_path / "copy")
+    mirror.story()
+    EventLog(folder / EVENTS)(StageStarted("tune", 5, 0, 20, 10))
+    remote.refused = "metrics.jsonl"
+    assert len(mirror.story().records) == 3
+    remote.refused = ""
+    one_more_round(folder)
+    assert len(mirror.story().records) == 4
+
+
+def test_a_file_that_shrank_is_read_anew_at_once(folder: Path, tmp_path: Path) -> None:
+    mirror = Mirror(Elsewhere(folder.parent), "told", tmp_path / "copy")
+    mirror.story()
+    (folder / "metrics.jsonl").write_text(records()[0].to_json() + "\n")
+    assert mirror.story().records == (records()[0],)
 
 
 def test_whom_a_fleet_waits_for_and_whom_it_left_out_is_told(tmp_path: Path) -> None:

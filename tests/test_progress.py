@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -10,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from deploy.cli.progress import Display
-from deploy.cli.screen import Size, screen
+from deploy.cli.screen import Size, screen, sparks
 from deploy.cli.standing import Standing, after, ended
 from deploy.events import Event, ExportStarted
 from server.events import BlockFinished, Notice, RoundFinished, StageStarted
@@ -152,6 +155,44 @@ def test_stages_that_end_do_not_go_on() -> None:
     stages = ended(standing(learning(2)), now=99.0)
     assert stages[0].until == 99.0
     assert "over after 1 min 39 s" in drawn(stages, 200.0, USUAL)[0]
+
+
+def test_a_stage_that_begins_again_takes_the_place_of_what_it_was() -> None:
+    again = replace(BEGUN, done=2)
+    stages = standing([*learning(2), again, BlockFinished("train", 3, 4)])
+    assert [(own.stage, own.until, own.done) for own in stages] == [("train", None, 2)]
+
+
+def test_a_curve_leaves_away_what_is_no_number() -> None:
+    assert sparks([math.nan, 0.0, math.inf, 1.0], 10) == sparks([0.0, 1.0], 10)
+    assert sparks([math.nan], 10) == ""
+
+
+def test_no_round_is_lost_when_two_threads_tell() -> None:
+    """Evaluation runs behind the next round, and ends in a thread of its own."""
+    count = 500
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True)
+    display = Display(console)
+    display(replace(BEGUN, rounds=count))
+
+    def tell_blocks() -> None:
+        for number in range(count):
+            display(BlockFinished("train", number + 1, 1))
+
+    thread = threading.Thread(target=tell_blocks)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for number in range(count):
+            display(RoundFinished(replace(RECORD, stage="train", round=number + 1)))
+        thread.join()
+        display(ExportStarted("export"))
+    finally:
+        sys.setswitchinterval(before)
+    assert isinstance(console.file, io.StringIO)
+    screen_of = console.file.getvalue()
+    assert f"{count * RECORD.clients_aggregated} counted" in screen_of.replace(",", "")
 
 
 def told_to(console: Console, events: Sequence[Event]) -> str:

@@ -172,8 +172,11 @@ def test_of_a_comparison_the_runs_are_folded_until_somebody_asks(
         page = visit.page
         assert page.evaluate(shown) == []
         assert page.evaluate("document.documentElement.scrollHeight") < 6000
+        assert page.locator(".plot .main-svg").count() >= page.locator(".plot").count() > 0
+        costs = "document.querySelector('#run-1-costs .plot').checkVisibility()"
+        assert not page.evaluate(costs)
         page.locator("#run-1 nav a", has_text="What did it cost?").click()
-        visit.until("document.querySelector('#run-1-costs .plot .main-svg')")
+        visit.until(costs)
         assert page.evaluate(shown) == ["run-1-costs-part"]
         page.evaluate("dispatchEvent(new Event('beforeprint'))")
         assert len(page.evaluate(shown)) == page.locator(".part").count()

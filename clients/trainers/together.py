@@ -16,10 +16,10 @@ from clients.training import (
     Member,
     Training,
     broadcast_of,
-    failed,
     member_of,
     merge,
     refused,
+    unfit,
 )
 from shared_models.messages import BlockRequest
 from shared_models.objectives import Broadcast, Objective
@@ -91,7 +91,7 @@ def _load(
         try:
             data = data_of(client_id)
         except Exception as error:  # one client's fault must not take its block down
-            rows.append(failed(client_id, 0, error))
+            rows.append(unfit(client_id, 0, error))
             continue
         if len(data.y):
             members.append(member_of(request, objective, server, client_id, data))
@@ -120,4 +120,4 @@ def _train(
         if len(bucket) > 1:
             return [part for member in bucket for part in _train([member], train)]
         (member,) = bucket
-        return [Partial({}, (failed(member.client_id, len(member.data.y), error),))]
+        return [Partial({}, (unfit(member.client_id, len(member.data.y), error),))]

@@ -16,7 +16,7 @@ import typer
 
 from deploy.cli.connecting import Ca, Credentials, Insecure, Token, connection_of
 from deploy.fleet.connection import is_loopback, join_address
-from shared_models.errors import InputError
+from shared_models.errors import InputError, ServerError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -101,18 +101,21 @@ def _far_away(
 
 def _newest(remote: Remote, every_s: float) -> str:
     """Returns the newest run that has begun, as soon as there is one."""
-    is_told = False
-    while True:
-        begun = [
-            own["run"] for own in remote.folders() if "config.toml" in remote.files(own["run"])
-        ]
-        if begun:
-            return str(begun[-1])
-        if not is_told:
-            told = "no run has begun yet: this waits for one; `wildflower submit CONFIG` starts one"
-            print(told, flush=True)
-            is_told = True
+    newest = _begun(remote)
+    if newest is None:
+        told = "no run has begun yet: this waits for one; `wildflower submit CONFIG` starts one"
+        print(told, flush=True)
+    while newest is None:
         time.sleep(every_s)
+        with contextlib.suppress(ServerError):  # it may be away while somebody waits
+            newest = _begun(remote)
+    return newest
+
+
+def _begun(remote: Remote) -> str | None:
+    """Returns the newest run that has begun, None before there is one."""
+    runs = (str(own["run"]) for own in reversed(remote.folders()))
+    return next((run for run in runs if "config.toml" in remote.files(run)), None)
 
 
 def _key(bind: str, file: Path | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,7 @@ class Display:
         self._draws = console.is_terminal and not console.is_dumb_terminal
         self._stages: tuple[Standing, ...] = ()
         self._width = console.width
+        self._changing = threading.Lock()  # evaluation ends in a thread of its own
         self._live = self._blank()
 
     def __enter__(self) -> Self:
@@ -49,8 +51,9 @@ class Display:
                 parity = artefact.parity
                 self._say(f"exported {artefact.file}, {parity.metric} {parity.score:.4f}")
             case StageStarted() | BlockFinished() | RoundFinished() if self._draws:
-                self._stages = after(self._stages, event, time.monotonic())
-                self._live.start()
+                with self._changing:
+                    self._stages = after(self._stages, event, time.monotonic())
+                    self._live.start()
             case _:
                 self._say(describe(event))
 
@@ -60,9 +63,10 @@ class Display:
 
     def _end(self) -> None:
         """Leaves the newest screen where it is; what comes next begins below it."""
-        self._stages = ended(self._stages, time.monotonic())
-        self._live.stop()
-        self._stages, self._live = (), self._blank()
+        with self._changing:
+            self._stages = ended(self._stages, time.monotonic())
+            self._live.stop()
+            self._stages, self._live = (), self._blank()
 
     def _blank(self) -> Live:
         return Live(console=self._console, get_renderable=self._drawn, refresh_per_second=4)

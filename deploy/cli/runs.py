@@ -165,10 +165,12 @@ def _said(remote: Remote, name: str, *, follow: bool) -> Iterator[str]:
 
 def _named(run: str) -> tuple[str, Submission | None]:
     """Returns a run's id; a folder here stands for the run that was submitted from it."""
-    if os.sep not in run and not Path(run, "submission.json").exists():
-        return run, None
-    from deploy.fleet.submit import read_submission
+    from deploy.fleet.submit import SUBMISSION, read_submission
 
+    if os.sep not in run and not Path(run, SUBMISSION).exists():
+        return run, None
+    if not Path(run, SUBMISSION).exists():
+        raise InputError(f"{run}: nothing was submitted from there: it has no {SUBMISSION}")
     submission = read_submission(Path(run))
     return submission.run, submission
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -106,13 +107,16 @@ def _metric(name: str, values: Sequence[float], size: Size) -> Text:
 def sparks(values: Sequence[float], width: int, marks: str = _SPARKS) -> str:
     """Returns a small curve: of more values than there is room for, the mean of each few.
 
+    Values that are not finite are left away.
+
     >>> sparks([0.0, 0.5, 1.0], 10), sparks([0.0, 0.0, 8.0, 8.0], 2), sparks([3.0], 5)
     ('▁▅█', '▁█', '▁')
     """
-    count = min(max(width, 1), len(values))
-    edges = [k * len(values) // count for k in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, high = min(means), max(means)
+    finite = [value for value in values if math.isfinite(value)]
+    count = min(max(width, 1), len(finite))
+    edges = [k * len(finite) // count for k in range(count + 1)] if count else []
+    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
     step = (len(marks) - 1) / ((high - low) or 1.0)
     return "".join(marks[round((value - low) * step)] for value in means)
 

@@ -66,11 +66,13 @@ class Standing:
 def after(stages: tuple[Standing, ...], event: Event, now: float) -> tuple[Standing, ...]:
     """Returns where the stages of a run stand after an event; the last of them goes on.
 
-    A stage's last round may be told when the next stage has begun.
+    A stage's last round may be told when the next stage has begun. One that begins again, as when a
+    server has come back, takes the place of what it was.
     """
     match event:
         case StageStarted():
-            return (*ended(stages, now), _begun(event, now))
+            others = tuple(own for own in stages if own.stage != event.stage)
+            return (*ended(others, now), _begun(event, now))
         case RoundFinished(record):
             return tuple(
                 _after_round(own, record, now) if own.stage == record.stage else own

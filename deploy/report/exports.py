@@ -270,11 +270,11 @@ def _roomy(values: Sequence[float]) -> list[float]:
 
     It is never so narrow that a difference that does not matter looks like a large one.
 
-    >>> _roomy([1.0, 3.0]), _roomy([0.5, 0.5])
-    ([0.5, 3.5], [0.49, 0.51])
+    >>> _roomy([1.0, 3.0]), _roomy([0.5, 0.5]), _roomy([0.0, 0.0])
+    ([0.5, 3.5], [0.49, 0.51], [-0.02, 0.02])
     """
     low, high = min(values), max(values)
-    room = max((high - low) / 4, _LEAST * max(abs(low), abs(high)))
+    room = max((high - low) / 4, _LEAST * max(abs(low), abs(high))) or _LEAST
     return [low - room, high + room]
 
 

@@ -69,21 +69,32 @@ class Mirror:
         for name, size in files.items():
             if _WHOLE.fullmatch(name) and (name == newest or "/" not in name):
                 self._copy(name, size)
-        begun = _BEGUN in self._grow(EVENTS, files.get(EVENTS, 0))
-        if begun:  # a run that is resumed takes back rounds that are in no checkpoint
-            (self._folder / _METRICS).unlink(missing_ok=True)
-        self._grow(_METRICS, files.get(_METRICS, 0))
+        at = self._kept(EVENTS, files)
+        news = self._remote.read(self._run, EVENTS, at) if files.get(EVENTS, 0) > at else b""
+        # A run that is resumed takes back rounds that are in no checkpoint.
+        self._grow(_METRICS, files, anew=_BEGUN in news)
+        self._keep(EVENTS, at, news)  # last: what was read of a server that goes away is read again
 
-    def _grow(self, name: str, size: int) -> bytes:
-        """Returns what is new of a file that grows, having kept it."""
+    def _grow(self, name: str, files: Mapping[str, int], *, anew: bool) -> None:
+        """Keeps what is new of a file that grows, or all of it."""
+        at, size = 0 if anew else self._kept(name, files), files.get(name, 0)
+        if anew or size != at:
+            self._keep(name, at, self._remote.read(self._run, name, at) if size else b"")
+
+    def _kept(self, name: str, files: Mapping[str, int]) -> int:
+        """Returns how many bytes of a file are here, none of one that has shrunk since."""
+        path = self._folder / name
+        size = path.stat().st_size if path.exists() else 0
+        return size if size <= files.get(name, 0) else 0
+
+    def _keep(self, name: str, at: int, fresh: bytes) -> None:
         path = self._folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            if size < file.tell():
-                file.truncate(0)
-            fresh = self._remote.read(self._run, name, file.tell()) if size > file.tell() else b""
-            file.write(fresh)
-        return fresh
+        if at == 0:
+            write_atomic(path, fresh)
+        elif fresh:
+            with path.open("ab") as file:
+                file.write(fresh)
 
     def _copy(self, name: str, size: int) -> None:
         if self._sizes.get(name) != size:

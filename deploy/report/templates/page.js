@@ -55,9 +55,10 @@
     await Plotly.react(plot, coloured(figure.data, style), layout, options);
   }
 
-  // A plot in a part that is folded has no size yet: it is drawn when the part is opened.
+  // Those in folded parts, too: paper does not wait. Where a browser gives them no size yet, they are
+  // drawn again when their part is opened.
   async function drawAll() {
-    const plots = [...document.querySelectorAll(".plot")].filter((plot) => plot.offsetParent);
+    const plots = [...document.querySelectorAll(".plot")];
     for (const plot of plots) await draw(plot);
     root.dataset.drawn = String(plots.length);
   }
