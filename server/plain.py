@@ -90,10 +90,15 @@ def unexplained(record: RoundRecord) -> list[Failure]:
 
 
 def describe_clients(told: Mapping[str, float]) -> str:
-    """Returns e.g. `on 50 clients accuracy 0.90 (p10 0.75)`."""
+    """Returns e.g. `on 50 clients accuracy 0.90 (p10 0.75)`, or their loss where that is all.
+
+    >>> describe_clients({"clients": 8.0, "loss": -0.5, "loss_p10": -0.7})
+    'on 8 clients loss -0.5000'
+    """
     shown = [
         f"{name.removesuffix('_p10')} {told[name.removesuffix('_p10')]:.4f} (p10 {told[name]:.4f})"
         for name in told
         if name.endswith("_p10") and not name.startswith("loss")
     ]
+    shown = shown or [f"loss {told['loss']:.4f}"]
     return f"on {told['clients']:.0f} clients {', '.join(shown)}"
