@@ -97,9 +97,12 @@ def failure_of(answer: Message) -> BlockFailure:
 
 def reason_of(answer: Message) -> str:
     """Returns why a node did not answer, without what Flower wraps around an exception."""
-    if known := _IN_OUR_WORDS.get(answer.error.code):
-        return known
     reason = (answer.error.reason or "").strip()
+    # An engine of ours cuts off under the code of a late reply, and says why; so does Flower.
+    is_late = answer.error.code == ErrorCode.REPLY_MESSAGE_UNAVAILABLE
+    is_ours = is_late and reason and not reason.startswith("Error: ")
+    if (known := _IN_OUR_WORDS.get(answer.error.code)) and not is_ours:
+        return known
     if found := re.fullmatch(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", reason, re.DOTALL):
         name, text = found.groups()
         return one_line(text if name in _OURS else f"{name}: {text}")

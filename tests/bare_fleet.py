@@ -41,7 +41,7 @@ class BareFleet:
         environment = {
             **os.environ,
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "FLWR_HOME": str(self.folder / "flwr"),
+            "FLWR_HOME": str(self.folder / "flwr" / name),  # two would unpack one bundle at once
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",

@@ -134,6 +134,8 @@ RAISED = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
         (RAISED, "<class 'ZeroDivisionError'>:<'by zero'>", "ZeroDivisionError: by zero"),
         (RAISED, "", "Flower error 2"),
         (ErrorCode.NODE_UNAVAILABLE, "Error: Node", "its device is not connected any more"),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "Error: Late", "its device's reply came too late"),
+        (ErrorCode.REPLY_MESSAGE_UNAVAILABLE, "3 workers died of it", "3 workers died of it"),
     ],
 )
 def test_flowers_reasons_are_unwrapped(code: int, reason: str, told: str) -> None:
