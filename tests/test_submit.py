@@ -348,6 +348,8 @@ def test_a_file_that_came_short_is_not_kept(case: Case) -> None:
         (["submit", "CONFIG", "--server", "10.0.0.1:1", "--insecure"], "is not this machine"),
         (["status", "--server", "a..b:1", "--insecure"], "'a..b:1' is not HOST:PORT"),
         (["submit", "FOLDER", "--resume"], "was not submitted"),
+        (["logs", "FOLDER"], "nothing was submitted from there"),
+        (["stop", "FOLDER"], "nothing was submitted from there"),
         (["submit", "FOLDER", "--resume", "-s", "seed=1"], "-s does not go with --resume"),
         (["status", "--server", "127.0.0.1:1", "--credentials", "nowhere"], "no such folder"),
     ],

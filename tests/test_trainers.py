@@ -19,7 +19,7 @@ from clients.kernels.recurrent import LastState
 from clients.trainers import TRAINERS, make_trainer
 from clients.training import ClientData, Training, Unfit
 from shared_models.arrays import Arrays, global_norm, in_dtype, roles_of, scaled, subtract
-from shared_models.errors import InputError
+from shared_models.errors import InputError, UpdateError
 from shared_models.gradients import by_autograd
 from shared_models.inputs import InputSpec
 from shared_models.messages import BlockRequest
@@ -285,6 +285,20 @@ def test_a_bad_client_is_named_alike_and_changes_nobody_else(name: str, task_nam
     expected = TRAINERS["loop"](training)(without, good).sums["delta"]
     torch.testing.assert_close(partial.sums["delta"].arrays, expected.arrays)
     assert partial.sums["delta"].weight == expected.weight
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_every_trainer_refuses_whose_examples_are_unfit(name: str) -> None:
+    task = load_task("mnist-2nn")
+    good = data_for(task)
+
+    def data_of(client_id: int) -> ClientData:
+        if client_id == 3:
+            raise UpdateError("its labels are not numbers")
+        return good(client_id)
+
+    row = TRAINERS[name](training_of(task))(request_for(task), data_of).rows[3]
+    assert (row.status, row.reason) == ("refused", "its labels are not numbers")
 
 
 @pytest.mark.parametrize("name", TRAINERS)
