@@ -2,8 +2,11 @@
 
 Each cell is a whole federated run: a supervised stage alone (`scratch`), or a `pretrain` stage on
 all examples of all clients and then the same supervised stage. Who has labels is drawn by the seed,
-the same for both. A file holds what is done, so that the benchmark goes on where it was stopped;
-its accuracies depend neither on how many run at a time nor on what else the machine does.
+the same for both. What is pretrained does not depend on that: runs that differ in it alone share
+the stage, by its file, and end with the bytes that they would have ended with.
+
+A file holds what is done, so that the benchmark goes on where it was stopped; its accuracies depend
+neither on how many run at a time nor on what else the machine does.
 
 Numbers are chosen with `--validate`: on training examples that are held out, of other people where
 the data knows people, with other seeds than those that are told.
@@ -67,6 +70,11 @@ class Cell:
         told = f"{self.dataset} {self.fraction:g} {self.way} {self.seed}"
         return told if self.rate is None else f"{told} {self.rate:g}"
 
+    @property
+    def pretraining(self) -> str:
+        """What it shares with the cells that are pretrained alike."""
+        return f"{self.dataset} {self.way} {self.seed}"
+
 
 _HUNDRED = {"partition": "iid", "clients": 100}
 _FEW_LABELS = {
@@ -99,8 +107,8 @@ TINY = Setting(
 _ALL = {**SETTINGS, "tiny": TINY}
 
 
-def config_of(cell: Cell, data: Path | None = None) -> Config:
-    """Returns the run of a cell, on another file if there is one.
+def config_of(cell: Cell, data: Path | None = None, encoder: Path | None = None) -> Config:
+    """Returns the run of a cell, on other `data` and with a pretrained `encoder` if there are any.
 
     The server measures only what a stage ends with.
     """
@@ -108,11 +116,14 @@ def config_of(cell: Cell, data: Path | None = None) -> Config:
     stages: list[dict[str, Any]] = [{"name": "supervised", "kind": "train", **own.supervised}]
     if cell.rate is not None:
         stages[0]["local_learning_rate"] = cell.rate
-    if cell.way != SCRATCH:
+    if encoder is not None:
+        stages[0]["resets"] = ["head."]
+    elif cell.way != SCRATCH:
         stages.insert(0, {"kind": "pretrain", "objective": cell.way, **own.pretrain})
     named = {"name": str(data)} if data else {}
     values = {
         "task": own.task,
+        **({"init": str(encoder)} if encoder else {}),
         "seed": cell.seed,
         "data": {**own.data, **named, "labelled_fraction": cell.fraction},
         "evaluate": {"every": 1_000_000},
@@ -266,7 +277,7 @@ def main(
         )
         tried = [replace(cell, rate=own) for cell in cells for own in rate or (None,)]
         path = out or RESULTS / ("labels-validation.json" if validate else "labels.json")
-        curves = _learned(path, tried, processes, validate=validate)
+        curves = learnt(path, tried, processes, validate=validate)
     rows = rows_of(curves)
     if plot is not None:
         save(draw(rows), plot, "accuracy by the share of examples that have labels")
@@ -279,18 +290,40 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def _learned(
+def learnt(
     path: Path, cells: Sequence[Cell], processes: int, *, validate: bool
 ) -> Mapping[str, Curve]:
-    """Returns what a results file has, with these cells, on held-out examples if asked."""
+    """Returns what a results file has, with these cells, on held-out examples if asked.
+
+    Of cells that are pretrained alike one keeps its encoder, the others begin with it.
+    """
     kept = open_kept(path, {name: asdict(own) for name, own in SETTINGS.items()})
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         data: dict[str, Path] = {}
         for name in {cell.dataset for cell in cells} if validate else ():
             data[name] = Path(folder) / f"{name}.npz"
             hold_out(load_task(_ALL[name].task).dataset, data[name], HELD_OUT[name])
-        wanted = {cell.name: config_of(cell, data.get(cell.dataset)) for cell in cells}
-        return learn_all(wanted, kept, processes, lambda line: typer.echo(line, err=True)).curves
+        missing = [cell for cell in cells if cell.name not in kept.curves]
+        first = {cell.pretraining: cell for cell in reversed(missing) if cell.way != SCRATCH}
+        files = {own: Path(folder) / f"{own}.safetensors" for own in first}
+        for turn in ([*first.values()], missing):
+            wanted = {
+                cell.name: config_of(cell, data.get(cell.dataset), _if_there(files, cell))
+                for cell in turn
+            }
+            keep = {cell.name: files[cell.pretraining] for cell in first.values()}
+            kept = learn_all(wanted, kept, processes, _tell, keep)
+    return kept.curves
+
+
+def _if_there(files: Mapping[str, Path], cell: Cell) -> Path | None:
+    """Returns the file of what a cell begins with, unless that has still to be made."""
+    path = files.get(cell.pretraining)
+    return path if path and path.exists() else None
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 if __name__ == "__main__":

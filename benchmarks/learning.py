@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -72,8 +74,11 @@ def _curve(told: Mapping[str, Any]) -> Curve:
     return Curve(**{**told, "accuracy": tuple(told["accuracy"])})
 
 
-def learn(config: Config) -> Curve:
-    """Runs a config in this process, into a folder that is thrown away."""
+def learn(config: Config, keep: Path | None = None) -> Curve:
+    """Runs a config in this process, into a folder that is thrown away.
+
+    `keep`: a file that gets what the first stage ended with, if it ended.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as name:
         folder, broke = RunFolder(Path(name) / "run"), None
@@ -82,6 +87,9 @@ def learn(config: Config) -> Curve:
                 simulate(config, folder.path, lambda _: None, grid, resume=False)
         except (RoundError, CheckpointError) as error:  # it diverged, or nobody was usable
             broke = str(error)
+        ended = folder.stage_file(config.stages[0].name)
+        if keep is not None and ended.exists():
+            shutil.copyfile(ended, keep)
         records = folder.records()
     evals = [record.eval for record in records if record.eval]
     # A stage without labels has none.
@@ -90,10 +98,19 @@ def learn(config: Config) -> Curve:
 
 
 def learn_all(
-    wanted: Mapping[str, Config], kept: Kept, processes: int, tell: Callable[[str], None]
+    wanted: Mapping[str, Config],
+    kept: Kept,
+    processes: int,
+    tell: Callable[[str], None],
+    keep: Mapping[str, Path] = MappingProxyType({}),
 ) -> Kept:
-    """Returns `kept` with a curve of each run that is wanted; runs those that are missing."""
-    missing = {name: config for name, config in wanted.items() if name not in kept.curves}
+    """Returns `kept` with a curve of each run that is wanted; runs those that are missing.
+
+    `keep`: files that get what first stages ended with, by the run's name.
+    """
+    missing = {
+        name: (config, keep.get(name)) for name, config in wanted.items() if name not in kept.curves
+    }
     for name, curve in _learned(missing, processes):
         kept = kept.with_curve(name, curve)
         kept.write()
@@ -101,14 +118,16 @@ def learn_all(
     return kept
 
 
-def _learned(wanted: Mapping[str, Config], processes: int) -> Iterator[tuple[str, Curve]]:
+def _learned(
+    wanted: Mapping[str, tuple[Config, Path | None]], processes: int
+) -> Iterator[tuple[str, Curve]]:
     """Yields each run's curve when it ends."""
     if processes == 1 or len(wanted) < 2:
-        yield from ((name, learn(config)) for name, config in wanted.items())
+        yield from ((name, learn(*own)) for name, own in wanted.items())
         return
     # Spawned: a process that has run torch's threads cannot be forked.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
-        running = {pool.submit(learn, config): name for name, config in wanted.items()}
+        running = {pool.submit(learn, *own): name for name, own in wanted.items()}
         for done in as_completed(running):
             yield running[done], done.result()

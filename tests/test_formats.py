@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from deploy.edge.metadata import KEY, read_metadata
 from deploy.edge.quiet import quietly
 from deploy.edge.runtimes import is_installed, open_model, runtimes_for
 from deploy.export.formats import FORMATS, choose, export, objection
+from deploy.export.formats.converted import convert
 from deploy.export.formats.fused import write_step
 from deploy.export.formats.graph import unpack
 from deploy.export.formats.layers import FLOAT16, FLOAT32, INT8, Stores, as_float32
@@ -29,6 +31,7 @@ from deploy.export.formats.looped import write_looped
 from deploy.export.formats.metadata import fill_in, reserve
 from deploy.export.formats.recurrent import UnknownStructureError, recognise
 from deploy.export.formats.source import Made, Source
+from deploy.export.formats.tflite_slim import slim
 from shared_models.errors import ExportError, InputError
 from shared_models.models.lstm import NextCharacterLstm, SensorLstm
 from shared_models.tasks import load_task
@@ -372,6 +375,21 @@ def test_an_onnx_file_has_what_runtimes_read_and_no_more(lstm: Source, tmp_path:
     path, _ = exported(lstm, "onnx-fp32", tmp_path)
     weights = sum(own.numel() for own in lstm.model.parameters())
     assert 4 * weights < path.stat().st_size < 4 * weights + 600
+
+
+def test_a_slim_tflite_file_computes_what_it_did(cnn: Source, tmp_path: Path) -> None:
+    with quietly():
+        whole, slimmed = convert(cnn), tmp_path / "slim.tflite"
+    shutil.copyfile(whole, slimmed)
+    slim(slimmed)
+    assert slimmed.stat().st_size < whole.stat().st_size - 1000
+    for runtime in filter(is_installed, runtimes_for(whole)):
+        with open_model(whole, runtime) as one, open_model(slimmed, runtime) as other:
+            np.testing.assert_array_equal(
+                one.predict(cnn.calibration), other.predict(cnn.calibration)
+            )
+    names = [own.get_signature_list() for own in (Interpreter(str(p)) for p in (whole, slimmed))]
+    assert names[0] == names[1]
 
 
 def test_int8_files_take_what_their_name_says(cnn: Source, tmp_path: Path) -> None:

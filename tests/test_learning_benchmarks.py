@@ -197,6 +197,14 @@ def test_labels_are_told_by_share_and_go_on(tmp_path: Path) -> None:
     save(labels.draw(rows), tmp_path / "labels.svg", "accuracy")
 
 
+def test_shared_pretraining_changes_no_accuracy(tmp_path: Path) -> None:
+    cells = list(labels.cells_of(["tiny"], [0.2, 0.5], range(1), ["denoising_autoencoder"]))
+    shared = labels.config_of(cells[-1], encoder=tmp_path / "encoder.safetensors")
+    assert [stage.kind for stage in shared.stages] == ["train"]
+    curves = labels.learnt(tmp_path / "labels.json", cells, 1, validate=False)
+    assert curves == {cell.name: learn(labels.config_of(cell)) for cell in cells}
+
+
 def test_gains_are_against_scratch() -> None:
     curves = {f"x 0.01 scratch {s}": flat(0.5 + 0.1 * s) for s in range(2)}
     curves["x 0.01 scratch 2"] = flat(0.9)  # nobody was pretrained with this seed

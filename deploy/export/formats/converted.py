@@ -20,6 +20,7 @@ from ai_edge_quantizer.utils import qsv_utils
 
 from deploy.export.formats.matching import matched
 from deploy.export.formats.source import Source
+from deploy.export.formats.tflite_slim import slim
 from deploy.export.formats.tflite_values import open_tflite
 from shared_models.ranges import Ranges
 
@@ -49,6 +50,7 @@ def quantize(source: Source, recipe: Recipe, path: Path) -> None:
     work = quantizer.Quantizer(str(fp32), recipe.get_quantization_recipe())
     ranges = _ranges(fp32, recipe, source) if work.need_calibration else None
     work.quantize(ranges).export_model(str(path), overwrite=True)
+    slim(path)
 
 
 def full_int8() -> Recipe:

@@ -47,6 +47,16 @@ class _Shared:
     codes: list[tuple[str, int]] = field(default_factory=list)
     graphs: list[Graph] = field(default_factory=list)
 
+    def buffer(self, content: bytes) -> int:
+        """Returns the number of a buffer with this content: equal constants share one."""
+        known = [None if own.data is None else own.data.tobytes() for own in self.buffers]
+        if content not in known:
+            made = schema.BufferT()
+            made.data = np.frombuffer(content, np.uint8)
+            self.buffers.append(made)
+            return len(self.buffers) - 1
+        return known.index(content)
+
 
 class Graph:
     """A graph of a TFLite model; its tensors are told apart by their numbers.
@@ -79,14 +89,11 @@ class Graph:
 
     def constant(self, values: NDArray[Any], scale: float | None = None) -> int:
         """Adds a tensor with values; with a scale they are steps of it."""
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
-        self._shared.buffers.append(buffer)
         made = self.activation(values.shape, values.dtype)
-        self._made.tensors[made].buffer = len(self._shared.buffers) - 1
+        self._made.tensors[made].buffer = self._shared.buffer(values.tobytes())
         if scale is not None:
             steps = schema.QuantizationParametersT()
-            steps.scale, steps.zeroPoint = [scale], [0]
+            steps.scale, steps.zeroPoint = np.array([scale], np.float32), np.array([0], np.int64)
             self._made.tensors[made].quantization = steps
         return made
 

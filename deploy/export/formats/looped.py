@@ -48,9 +48,10 @@ def _layer(graph: Graph, of: tuple[Layer, int], x: int, stores: Stores, *, whole
     """Adds a layer over `(time, width)`; returns its last state `(1, width)`, or the `whole`."""
     of_input, of_state, bias = recurrent_numbers(*of)
     time, width = graph.form(x)[0][-2], of[0].hidden_size
-    weights = [stores.dense(graph, of_input), graph.constant(bias)]
     # Of all steps at once: what does not depend on the state.
+    weights = [stores.dense(graph, of_input), ABSENT]
     driven = graph.apply(fully_connected(), [x, *weights], graph.activation((time, len(bias))))
+    driven = _apply(graph, "ADD", [driven, stores.biases(graph, bias)])
     advance = _lstm if isinstance(of[0], nn.LSTM) else _relu if has_relu(of[0]) else _tanh
     parts = 2 if advance is _lstm else 1
 

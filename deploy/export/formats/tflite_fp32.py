@@ -9,6 +9,7 @@ from deploy.export.formats.layers import FLOAT32, Stores
 from deploy.export.formats.looped import write_looped
 from deploy.export.formats.recurrent import UnknownStructureError, is_recurrent, recognise
 from deploy.export.formats.source import Made, Source
+from deploy.export.formats.tflite_slim import slim
 
 
 def write(source: Source, path: Path) -> Made:
@@ -18,6 +19,7 @@ def write(source: Source, path: Path) -> Made:
         from deploy.export.formats.converted import convert
 
         shutil.copyfile(convert(source), path)
+        slim(path)
     return Made("none", reason or "")
 
 
