@@ -32,8 +32,8 @@ _ANSWERS: Mapping[Answer, str] = {
 }
 _ROWS = {
     "labels.txt": "a label a line, in the order of the outputs",
-    "boxes.py": "makes boxes of the model's numbers: `example.py` needs it",
-    "words.py": "makes tokens of a text: `example.py` needs it",
+    "boxes.py": "makes boxes of the model's numbers: `lines.py` needs it",
+    "words.py": "makes tokens of a text: `lines.py` needs it",
     "example.c": "one example in C, for the TensorFlow Lite C API",
 }
 _NEEDS = {".tflite": "tflite-runtime or ai-edge-litert", ".onnx": "onnxruntime"}
@@ -159,6 +159,7 @@ def _documents(described: Artefact, sample: Reference) -> dict[str, bytes]:
     texts = {
         "example.csv": f"{row}\n",
         "example.py": (_DEVICE / "example.py").read_text(),
+        "lines.py": (_DEVICE / "lines.py").read_text(),
         "runtime.py": (_DEVICE / f"runtime_{kind[1:]}.py").read_text(),
     }
     if described.answer == "boxes":
