@@ -55,12 +55,10 @@ def _answer(verb: str, message: Message, context: Context) -> Message:
 
 
 def _here(verb: str, config: str, content: RecordDict, context: Context) -> RecordDict:
-    import torch
-
     from clients.answers import answer, part_of
+    from clients.process import get_ready
 
-    # More threads would change the order of sums, and so the bytes; workers scale instead.
-    torch.set_num_threads(1)
+    get_ready()
     return answer(verb, config, content, part_of(context.node_config))
 
 

@@ -15,6 +15,7 @@ import torch
 
 from clients.host import Host
 from clients.kernels.compiled import find_compiler
+from clients.process import get_ready
 from clients.trainers import TRAINERS
 from clients.training import BlockTrainer, ClientData, Unfit
 from shared_models.config import Plan, TrainStage
@@ -128,7 +129,7 @@ def measure(bench: Bench) -> Found:
 
     The loop is tried only where `reused` does not fit, which does the same with fewer copies.
     """
-    torch.set_num_threads(1)  # as in the workers
+    get_ready()  # as in the workers
     if bench.host.config.plan.compile:
         found = _measure_compiled(bench, ("fused", "vectorised"))
         if not found.seconds:

@@ -1,0 +1,25 @@
+"""What a process does before it trains."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+
+_TRIM_THRESHOLD, _MMAP_MAX, _NEVER = -1, -4, 2**31 - 1  # of malloc.h
+
+
+def get_ready() -> None:
+    """Has this process train in one thread, in memory that it keeps until it ends.
+
+    More threads would change the order of sums, and so the bytes; workers scale instead.
+
+    Every step frees large tensors and asks for as large ones. By default glibc gives such memory
+    back to the system, which fills each page with zeros when it is asked for again: up to half of
+    the time of wide models (docs/design/0005-trainers.md). Other libraries do as they do.
+    """
+    torch.set_num_threads(1)
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(_TRIM_THRESHOLD, _NEVER)
+        library.mallopt(_MMAP_MAX, 0)
