@@ -6,20 +6,20 @@ import ctypes
 
 import torch
 
-_TRIM_THRESHOLD, _MMAP_MAX, _NEVER = -1, -4, 2**31 - 1  # of malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MB = -1, -3, 1 << 20  # of malloc.h
 
 
 def get_ready() -> None:
-    """Has this process train in one thread, in memory that it keeps until it ends.
+    """Has this process train in one thread, in memory that it does not give back at once.
 
     More threads would change the order of sums, and so the bytes; workers scale instead.
 
     Every step frees large tensors and asks for as large ones. By default glibc gives such memory
-    back to the system, which fills each page with zeros when it is asked for again: up to half of
-    the time of wide models (docs/design/0005-trainers.md). Other libraries do as they do.
+    back to the system, which fills each page with zeros when it is asked for again: up to a third
+    of the time (docs/design/0005-trainers.md). Other libraries do as they do.
     """
     torch.set_num_threads(1)
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
-        library.mallopt(_TRIM_THRESHOLD, _NEVER)
-        library.mallopt(_MMAP_MAX, 0)
+        library.mallopt(_MMAP_THRESHOLD, 32 * _MB)  # the most that it takes
+        library.mallopt(_TRIM_THRESHOLD, 256 * _MB)
