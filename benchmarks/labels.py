@@ -19,7 +19,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,13 +45,17 @@ COLOURS = ("#d9822b", "#3f8fce", "#8f6fc4", "#5fa052", "#c0504d")
 
 @dataclass(frozen=True)
 class Setting:
-    """A data set, how it is learnt with labels and without, and the objectives that are tried."""
+    """A data set, how it is learnt with labels and without, and the objectives that are tried.
+
+    `rates`: those of the supervised stage, by what it begins with, where they are not one.
+    """
 
     task: str
     data: Mapping[str, Any]
     supervised: Mapping[str, Any]
     pretrain: Mapping[str, Any]
     objectives: tuple[str, ...]
+    rates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,12 @@ _IMAGES = {
     **_ADAM,
 }  # fmt: skip
 SETTINGS: Mapping[str, Setting] = {
-    "mnist": Setting("mnist-cnn", _HUNDRED, _FEW_LABELS, _IMAGES, ("simclr",)),
-    "fashion-mnist": Setting("fashion-cnn", _HUNDRED, _FEW_LABELS, _IMAGES, ("simclr",)),
+    "mnist": Setting(
+        "mnist-cnn", _HUNDRED, _FEW_LABELS, _IMAGES, ("simclr",), {SCRATCH: 2.0, "simclr": 0.3}
+    ),
+    "fashion-mnist": Setting(
+        "fashion-cnn", _HUNDRED, _FEW_LABELS, _IMAGES, ("simclr",), {SCRATCH: 1.0, "simclr": 1.0}
+    ),
     "watch": Setting(
         "watch-cnn",
         {"partition": "natural"},
@@ -114,8 +122,9 @@ def config_of(cell: Cell, data: Path | None = None, encoder: Path | None = None)
     """
     own = _ALL[cell.dataset]
     stages: list[dict[str, Any]] = [{"name": "supervised", "kind": "train", **own.supervised}]
-    if cell.rate is not None:
-        stages[0]["local_learning_rate"] = cell.rate
+    rate = own.rates.get(cell.way) if cell.rate is None else cell.rate
+    if rate is not None:
+        stages[0]["local_learning_rate"] = rate
     if encoder is not None:
         stages[0]["resets"] = ["head."]
     elif cell.way != SCRATCH:
@@ -306,7 +315,8 @@ def learnt(
         missing = [cell for cell in cells if cell.name not in kept.curves]
         first = {cell.pretraining: cell for cell in reversed(missing) if cell.way != SCRATCH}
         files = {own: Path(folder) / f"{own}.safetensors" for own in first}
-        for turn in ([*first.values()], missing):
+        at_first = [cell for cell in missing if cell.way == SCRATCH or cell in first.values()]
+        for turn in (at_first, missing):
             wanted = {
                 cell.name: config_of(cell, data.get(cell.dataset), _if_there(files, cell))
                 for cell in turn

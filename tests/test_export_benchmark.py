@@ -26,7 +26,7 @@ def cell(runtime: str, faster: float) -> dict[str, Any]:
 
 
 def row(name: str, size: int, *cells: dict[str, Any], **told: Any) -> dict[str, Any]:
-    plain = {"format": name, "default": False, "missing": [], "why_not": ""}
+    plain = {"format": name, "default": False, "missing": [], "why_not": "", "notes": ""}
     return {**plain, "size_bytes": size, "cells": list(cells), **told}
 
 
@@ -50,6 +50,9 @@ def test_the_table_tells_ratios_and_why_a_cell_is_empty() -> None:
         "not for it",
     ]
     assert "its state stays float" in why_not
+    assert "a-task, tflite-dynamic" in told
+    rows[1]["notes"] = "unrolled over time, which makes it large"
+    assert "a-task, tflite-dynamic" not in report({"tasks": {"a-task": task}})
     gains = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines()[-2:]]
     assert gains == [
         ["a-task, tflite-fp32, unrolled-fp32", "litert", "4x", "2x"],

@@ -22,8 +22,7 @@ from deploy.cli import run
 from deploy.edge.metadata import KEY, read_metadata
 from deploy.edge.quiet import quietly
 from deploy.edge.runtimes import is_installed, open_model, runtimes_for
-from deploy.export.formats import FORMATS, choose, export, objection
-from deploy.export.formats.converted import convert
+from deploy.export.formats import FORMATS, choose, converted, export, objection
 from deploy.export.formats.fused import write_step
 from deploy.export.formats.graph import unpack
 from deploy.export.formats.layers import FLOAT16, FLOAT32, INT8, Stores, as_float32
@@ -377,9 +376,17 @@ def test_an_onnx_file_has_what_runtimes_read_and_no_more(lstm: Source, tmp_path:
     assert 4 * weights < path.stat().st_size < 4 * weights + 600
 
 
-def test_a_slim_tflite_file_computes_what_it_did(cnn: Source, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantized", [False, True])
+def test_a_slim_tflite_file_computes_what_it_did(
+    cnn: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, quantized: bool
+) -> None:
+    monkeypatch.setattr(converted, "slim", lambda _: None)
+    whole, slimmed = tmp_path / "whole.tflite", tmp_path / "slim.tflite"
     with quietly():
-        whole, slimmed = convert(cnn), tmp_path / "slim.tflite"
+        if quantized:
+            converted.quantize(cnn, converted.full_int8(), whole)
+        else:
+            shutil.copyfile(converted.convert(cnn), whole)
     shutil.copyfile(whole, slimmed)
     slim(slimmed)
     assert slimmed.stat().st_size < whole.stat().st_size - 1000
@@ -388,8 +395,14 @@ def test_a_slim_tflite_file_computes_what_it_did(cnn: Source, tmp_path: Path) ->
             np.testing.assert_array_equal(
                 one.predict(cnn.calibration), other.predict(cnn.calibration)
             )
-    names = [own.get_signature_list() for own in (Interpreter(str(p)) for p in (whole, slimmed))]
-    assert names[0] == names[1]
+    signatures = [Interpreter(str(path)).get_signature_list() for path in (whole, slimmed)]
+    assert signatures[0] == signatures[1]
+    told = [unpack(path.read_bytes()) for path in (whole, slimmed)]
+    whole_told, slim_told = (
+        {entry.name: bytes(own.buffers[entry.buffer].data) for entry in own.metadata}
+        for own in told
+    )
+    assert whole_told == slim_told
 
 
 def test_int8_files_take_what_their_name_says(cnn: Source, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import algorithms, attack, labels
+from benchmarks import algorithms, attack, labels, learning
 from benchmarks.held_out import hold_out
 from benchmarks.learning import Curve, Kept, learn, learn_all, open_kept
 from benchmarks.plot import save
@@ -197,11 +197,21 @@ def test_labels_are_told_by_share_and_go_on(tmp_path: Path) -> None:
     save(labels.draw(rows), tmp_path / "labels.svg", "accuracy")
 
 
-def test_shared_pretraining_changes_no_accuracy(tmp_path: Path) -> None:
+def test_shared_pretraining_changes_no_accuracy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cells = list(labels.cells_of(["tiny"], [0.2, 0.5], range(1), ["denoising_autoencoder"]))
-    shared = labels.config_of(cells[-1], encoder=tmp_path / "encoder.safetensors")
-    assert [stage.kind for stage in shared.stages] == ["train"]
+    run: list[Config] = []
+
+    def noted(config: Config, keep: Path | None = None) -> Curve:
+        run.append(config)
+        return learn(config, keep)
+
+    monkeypatch.setattr(learning, "learn", noted)
     curves = labels.learnt(tmp_path / "labels.json", cells, 1, validate=False)
+    pretrained = [config.stages[0].kind == "pretrain" for config in run]
+    assert pretrained.count(True) == 1
+    assert len(run) == len(cells)
     assert curves == {cell.name: learn(labels.config_of(cell)) for cell in cells}
 
 

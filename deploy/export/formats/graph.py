@@ -44,18 +44,18 @@ class _Shared:
 
     # The first buffer is empty by definition.
     buffers: list[Any] = field(default_factory=lambda: [schema.BufferT()])
+    places: dict[bytes, int] = field(default_factory=dict)
     codes: list[tuple[str, int]] = field(default_factory=list)
     graphs: list[Graph] = field(default_factory=list)
 
     def buffer(self, content: bytes) -> int:
         """Returns the number of a buffer with this content: equal constants share one."""
-        known = [None if own.data is None else own.data.tobytes() for own in self.buffers]
-        if content not in known:
+        if content not in self.places:
             made = schema.BufferT()
             made.data = np.frombuffer(content, np.uint8)
+            self.places[content] = len(self.buffers)
             self.buffers.append(made)
-            return len(self.buffers) - 1
-        return known.index(content)
+        return self.places[content]
 
 
 class Graph:

@@ -8,17 +8,19 @@ from typing import Any
 from deploy.export.formats.graph import pack, unpack
 
 
-def slim(path: Path) -> None:
+def slim(path: Path, *, named: bool = False) -> None:
     """Takes out of a file what no runtime reads; it computes what it did.
 
-    What goes in and comes out keeps its name. Equal constants are kept once.
+    What goes in and comes out keeps its name, equal constants are kept once. `named`: other tensors
+    have a short name, without which AI Edge Quantizer takes no file.
     """
     model = unpack(path.read_bytes())
     _merge_constants(model)
     for graph in model.subgraphs:
         ends = {*graph.inputs, *graph.outputs}
         for number, tensor in enumerate(graph.tensors):
-            tensor.name = tensor.name if number in ends else None
+            if number not in ends:
+                tensor.name = f"{number:x}".encode() if named else None
             tensor.quantization = _steps(tensor.quantization)
     path.write_bytes(pack(model))
 
@@ -36,10 +38,9 @@ def _merge_constants(model: Any) -> None:
     kept, places = [model.buffers[0]], {}
 
     def place_of(number: int) -> int:
-        data = model.buffers[number].data
-        if data is None or not len(data):
+        if model.buffers[number].data is None:  # no constant
             return 0
-        content = bytes(data)
+        content = bytes(model.buffers[number].data)
         if content not in places:
             places[content] = len(kept)
             kept.append(model.buffers[number])
