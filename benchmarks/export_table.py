@@ -50,8 +50,8 @@ def report(told: Mapping[str, Any]) -> str:
     looped = [line for name, task in told["tasks"].items() for line in _looped(name, task)]
     if looped:
         head = ("looped against unrolled", "runtime", "smaller", "faster")
-        told = "`unrolled-fp32` is the converter's file as it comes, with the names of layers in it."
-        parts += ["## Loops against unrolled models", told, markdown(head, looped)]
+        note = "`unrolled-fp32` is the converter's file as it comes, with the names of layers."
+        parts += ["## Loops against unrolled models", note, markdown(head, looped)]
     return "\n\n".join(parts)
 
 
