@@ -53,15 +53,21 @@ server_optimizer = "momentum"
 
 
 @pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The export folder of a finished digits run: fp32 and int8, ONNX and TFLite."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A digits run with its export stage done: fp32 and int8, ONNX and TFLite."""
     from deploy.cli import run
 
-    folder = tmp_path_factory.mktemp("exported")
+    folder = tmp_path_factory.mktemp("finished")
     export = '\n[[stages]]\nname = "export"\nkind = "export"\nlatency_runs = 20\n'
     (folder / "digits.toml").write_text(DIGITS.replace("rounds = 4", "rounds = 15") + export)
     assert run(["simulate", str(folder / "digits.toml"), "--out", str(folder / "run")]) == 0
-    return folder / "run" / "export"
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(finished: Path) -> Path:
+    """Its export folder."""
+    return finished / "export"
 
 
 @pytest.fixture

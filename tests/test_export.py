@@ -24,90 +24,72 @@ from shared_models.datasets.load import load_dataset
 from shared_models.errors import ExportError
 from shared_models.files import sha256_of
 from shared_models.inputs import InputSpec
-from tests.conftest import DIGITS
 
 FILES = ("model-fp32.onnx", "model-int8.onnx", "model-fp32.tflite", "model-int8.tflite")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A digits run with its export stage done."""
-    folder = tmp_path_factory.mktemp("export")
-    config = folder / "digits.toml"
-    export = '\n[[stages]]\nname = "export"\nkind = "export"\nlatency_runs = 20\n'
-    config.write_text(DIGITS.replace("rounds = 4", "rounds = 15") + export)
-    assert run(["simulate", str(config), "--out", str(folder / "run")]) == 0
-    return folder / "run"
-
-
-@pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """The export folder, to be damaged."""
-    return Path(shutil.copytree(finished / "export", tmp_path / "export"))
-
-
 def test_what_was_measured_fits_a_terminal_of_80_columns(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["verify", str(finished / "export" / "model-int8.tflite")]) == 0
+    assert run(["verify", str(exported / "model-int8.tflite")]) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if "litert" in line]
     assert rows
     assert max(map(len, rows)) <= 80
 
 
-def test_a_run_leaves_measured_files_and_says_so(finished: Path) -> None:
+def test_a_run_leaves_measured_files_and_says_so(exported: Path, finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["status"] == "done"
     assert [artefact["file"] for artefact in summary["artefacts"]] == list(FILES)
     for name in FILES:
-        artefact = load_artefact(finished / "export" / name)
+        artefact = load_artefact(exported / name)
         assert artefact.passed
         assert artefact.parity.examples == 359
         assert artefact.parity.score_torch > 0.8
         assert artefact.parity.drop <= 0.01
         assert artefact.latency.p95_ms >= artefact.latency.median_ms > 0
-        assert artefact.size_bytes == (finished / "export" / name).stat().st_size
+        assert artefact.size_bytes == (exported / name).stat().st_size
 
 
 @pytest.mark.parametrize("name", ["model-fp32.onnx", "model-fp32.tflite"])
-def test_fp32_files_say_what_torch_says(finished: Path, name: str) -> None:
-    parity = load_artefact(finished / "export" / name).parity
+def test_fp32_files_say_what_torch_says(exported: Path, name: str) -> None:
+    parity = load_artefact(exported / name).parity
     assert parity.agreement == 1.0
     assert parity.max_gap < 1e-4
 
 
 @pytest.mark.parametrize("name", ["model-int8.onnx", "model-int8.tflite"])
-def test_int8_files_are_smaller_and_really_quantized(finished: Path, name: str) -> None:
-    small = load_artefact(finished / "export" / name)
-    large = load_artefact(finished / "export" / name.replace("int8", "fp32"))
+def test_int8_files_are_smaller_and_really_quantized(exported: Path, name: str) -> None:
+    small = load_artefact(exported / name)
+    large = load_artefact(exported / name.replace("int8", "fp32"))
     assert small.size_bytes < 0.6 * large.size_bytes
     # What lies outside the calibrated range is clipped, and only that is far off.
-    logits = load_reference(finished / "export" / "reference.npz").outputs
+    logits = load_reference(exported / "reference.npz").outputs
     assert 0 < small.parity.max_gap < 0.2 * (logits.max() - logits.min())
 
 
-def test_logits_do_not_depend_on_the_batch(finished: Path) -> None:
+def test_logits_do_not_depend_on_the_batch(exported: Path) -> None:
     x = InputSpec((1, 8, 8)).prepare(np.random.default_rng(0).random((5, 64)))
     for name in FILES:
-        with open_model(finished / "export" / name) as model:
+        with open_model(exported / name) as model:
             alone = np.concatenate([model.predict(x[k : k + 1]) for k in range(5)])
             np.testing.assert_allclose(model.predict(x), alone, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_verify_repeats_the_measurement(
-    finished: Path, name: str, capsys: pytest.CaptureFixture[str]
+    exported: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["verify", str(finished / "export" / name), "--json"]) == 0
+    assert run(["verify", str(exported / name), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    before = load_artefact(finished / "export" / name)
+    before = load_artefact(exported / name)
     assert told["measured"][0]["parity"]["score"] == before.parity.score
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_tells_what_its_description_does(finished: Path, name: str) -> None:
-    inside = read_metadata(finished / "export" / name)
-    beside = json.loads((finished / "export" / f"{name}.json").read_text())
+def test_a_file_tells_what_its_description_does(exported: Path, finished: Path, name: str) -> None:
+    inside = read_metadata(exported / name)
+    beside = json.loads((exported / f"{name}.json").read_text())
     told = inside.pop("measured")
     for measured, own in zip(beside["measured"], told, strict=True):
         parity = own.pop("parity")
@@ -122,12 +104,12 @@ def test_a_file_tells_what_its_description_does(finished: Path, name: str) -> No
     assert {"task", "labels", "input", "quantization"} < inside.keys()
 
 
-def test_verify_needs_no_torch(finished: Path) -> None:
+def test_verify_needs_no_torch(exported: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from deploy.cli import run;"
         "sys.exit(run(['verify', sys.argv[1]]))"
     )
-    file = finished / "export" / "model-int8.tflite"
+    file = exported / "model-int8.tflite"
     subprocess.run([sys.executable, "-c", code, str(file)], check=True, capture_output=True)
 
 
@@ -256,9 +238,9 @@ def answering(logits: Floats) -> Predict:
     return predict
 
 
-def test_answers_that_are_no_numbers_are_refused(finished: Path) -> None:
-    reference = load_reference(finished / "export" / "reference.npz")
-    spec = load_artefact(finished / "export" / "model-int8.onnx").input
+def test_answers_that_are_no_numbers_are_refused(exported: Path) -> None:
+    reference = load_reference(exported / "reference.npz")
+    spec = load_artefact(exported / "model-int8.onnx").input
     for value in (np.nan, np.inf):
         answer = np.full((100, 10), value, np.float32)
         with pytest.raises(ExportError, match="NaN or infinite"):
