@@ -20,6 +20,7 @@ from server.summary import own_peak_mb
 from shared_models.config import Config, ExportStage, Faults, TrainStage, to_toml
 from shared_models.config.faults import FAULT_KINDS
 from shared_models.errors import ExportError, InputError
+from shared_models.tasks import load_task
 
 if TYPE_CHECKING:
     from clients.host import Host
@@ -46,18 +47,21 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
     from server.checkpoints import checkpoint_files
     from server.device import check_devices
     from server.evaluation import evaluation_split
-    from server.initial import initial
+    from server.handover import check_handover
     from server.parts import check_cohort
     from server.robustness import check_attack
     from shared_models.stage_task import check_calibration, final_task
+    from shared_models.tasks.trial import try_out
 
+    for name in config.own_tasks:
+        try_out(name, load_task(name))
     host = _taking_part(open_host(config))
     if plan is not None:
         check_replay(plan, host.dataset.digest())
     evaluation_split(config, host.task)
     check_attack(config, host.task)
     if not checkpoint_files(folder / "checkpoints"):
-        initial(config)
+        check_handover(config)
     check_devices(config)
     _check_victims(config.faults, host.client_ids)
     for stage in config.learning_stages:

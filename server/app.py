@@ -20,6 +20,7 @@ from server.events import Notice, Observer
 from server.fleet import CLIENT_DEADLINE_S, Letter, exchange
 from server.fleet_register import Register
 from server.fleet_run import fleet_folder, fleet_register, held_for_run, recorded
+from server.handover import check_handover
 from server.manifest import Engine
 from server.plain import print_event
 from server.population import Enough, Roll
@@ -86,7 +87,10 @@ def _open(settings: RunConfig, path: Path) -> tuple[Config, RunFolder]:
     config = config.model_copy(update={"plan": config.settled_plan})
     check_devices(config)
     check_calibration(config)
-    return config, open_run(config, path, resume=bool(settings.get("resume")))
+    resume = bool(settings.get("resume"))
+    if not resume:
+        check_handover(config)
+    return config, open_run(config, path, resume=resume)
 
 
 def _config(settings: RunConfig) -> Config:

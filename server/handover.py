@@ -6,14 +6,15 @@ is remembered from the newest stage that had it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 
-from server.initial import initial
+from server.initial import initial, is_taken
 from shared_models.arrays import Arrays, in_dtype, require_prefixes
 from shared_models.config import Config, PruneStage, TrainStage
+from shared_models.errors import InputError
 from shared_models.objectives import Extras
 from shared_models.objectives.distill import extras_of
 from shared_models.pruning import pruned
@@ -48,6 +49,34 @@ def begun(config: Config, stage: TrainStage, made: Made) -> Beginning:
     return Beginning(in_dtype(_new(stage, task, config.seed), dtype), extras)
 
 
+def check_handover(config: Config) -> None:
+    """Raises `InputError`, before anything is trained, where prefixes of a stage make no sense.
+
+    That is where they are no array's, or what a stage freezes nobody has learnt.
+    """
+
+    def untrained(own: TrainStage) -> Arrays:
+        return stage_task(config, own.name).build(config.seed)
+
+    for stage in config.learning_stages:
+        new, before = untrained(stage), remembered(config, stage, untrained)
+        require_prefixes(f"stages.{stage.name}.freezes", stage.freezes, new)
+        if before and stage.student is None:
+            handed_over(stage, stage_task(config, stage.name), before, config.seed)
+            _require_learnt(stage, [name for name in new if name in before])
+
+
+def _require_learnt(stage: TrainStage, known: Sequence[str]) -> None:
+    """Raises `InputError` for a prefix in `freezes` of which nothing that is known is taken."""
+    taken = [name for name in known if is_taken(stage, name)]
+    for prefix in stage.freezes:
+        if not any(name.startswith(prefix) for name in taken):
+            raise InputError(
+                f"stages.{stage.name}.freezes: {prefix!r} would stay as random as it begins: "
+                "no stage before has left it, or it is not taken over"
+            )
+
+
 def remembered(config: Config, stage: TrainStage, made: Made) -> Arrays:
     """Returns all arrays that the stages before have left, each from the newest that had it."""
     arrays = initial(config)
@@ -70,14 +99,12 @@ def handed_over(stage: TrainStage, task: Task, before: Arrays, seed: int) -> Arr
     the stage's name alone. Raises `InputError` when a prefix is nobody's.
     """
     new = _new(stage, task, seed)
-    require_prefixes("takes", stage.takes, before)
-    require_prefixes("resets", stage.resets, new)
-    taken, resets = tuple(stage.takes) or ("",), tuple(stage.resets)
+    both = {name: own for name, own in new.items() if name in before}
+    require_prefixes(f"stages.{stage.name}.takes", stage.takes, both)
+    require_prefixes(f"stages.{stage.name}.resets", stage.resets, new)
     dtype = next(own.dtype for own in before.values() if own.is_floating_point())
     return {
-        name: before[name]
-        if name in before and name.startswith(taken) and not name.startswith(resets)
-        else own
+        name: before[name] if name in before and is_taken(stage, name) else own
         for name, own in in_dtype(new, dtype).items()
     }
 

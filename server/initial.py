@@ -37,11 +37,12 @@ def initial(config: Config) -> Arrays:
     stage = config.learning_stages[0]
     task = task_before if stage.student else stage_task
     own = task(config, stage.name).build(config.seed)
-    taken = {name: _fitting(path, arrays, name, own) for name in own if _is_taken(stage, name)}
+    taken = {name: _fitting(path, arrays, name, own) for name in own if is_taken(stage, name)}
     return in_dtype({**own, **taken}, getattr(torch, config.plan.dtype))
 
 
-def _is_taken(stage: TrainStage, name: str) -> bool:
+def is_taken(stage: TrainStage, name: str) -> bool:
+    """Whether a stage takes over an array of this name, where one before it has it."""
     taken = tuple(stage.takes) or ("",)
     return name.startswith(taken) and not name.startswith(tuple(stage.resets))
 
@@ -55,4 +56,6 @@ def _fitting(path: Path, arrays: Arrays, name: str, own: Arrays) -> torch.Tensor
             f"init: {path}: {name} has to have shape {shape}, there it {told}; "
             f'with resets = ["{part}."] that part begins anew'
         )
+    if not torch.isfinite(found).all():
+        raise InputError(f"init: {path}: {name} holds NaN or infinite values: choose another file")
     return found

@@ -34,7 +34,7 @@ def stage_task(config: Config, stage_name: str) -> Task:
                 return _taught(stage, task, teacher)
         if stage.name == stage_name:
             if isinstance(stage, TrainStage) and stage.kind == "pretrain":
-                return pretext_of(stage, task)
+                return _pretext(stage, task)
             break
     return task
 
@@ -67,6 +67,13 @@ def check_calibration(config: Config) -> None:
 def cut_of(stage: PruneStage) -> Cut:
     """Returns how much a stage lets stay."""
     return Cut(stage.keep, stage.prefixes)
+
+
+def _pretext(stage: TrainStage, task: Task) -> Task:
+    try:
+        return pretext_of(stage, task)
+    except InputError as error:
+        raise InputError(f"stages.{stage.name}: {error}") from None
 
 
 def _student(stage: TrainStage, teacher: Task) -> Task:

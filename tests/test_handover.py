@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from deploy.cli import run
+from deploy.simulate import check
 from server.handover import handed_over
 from server.run_folder import RunFolder
 from shared_models.arrays import Arrays, load_arrays, roles_of
-from shared_models.config import Config, TrainStage, parse_config, to_toml
+from shared_models.config import Config, TrainStage, parse_config, read_config, to_toml
 from shared_models.errors import ConfigError, InputError
 from shared_models.tasks import load_task
 from tests.conftest import DIGITS
@@ -61,6 +62,48 @@ def test_a_prefix_of_nobody_is_named(key: str) -> None:
         handed_over(stage(f'{key} = ["tail."]'), TASK, TASK.build(5), 0)
     with pytest.raises(InputError, match="freezes: no array begins"):
         roles_of(TASK.model(), (), ("tail.",))
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            'takes = ["encodr."]',
+            r"stages.finetune.takes: no array begins with 'encodr.'; there are",
+        ),
+        ('takes = ["projector."]', r"stages.finetune.takes: no array begins with 'projector.'"),
+        ('resets = ["hed."]', "stages.finetune.resets: no array begins with 'hed.'"),
+        ('freezes = ["hed."]', "stages.finetune.freezes: no array begins with 'hed.'"),
+        ('freezes = ["head."]', "finetune.freezes: 'head.' would stay as random as it begins"),
+        ('resets = ["encoder."]\nfreezes = ["encoder."]', "'encoder.' would stay as random"),
+    ],
+)
+def test_what_makes_no_sense_is_told_before_anything_is_trained(
+    said: str, told: str, tmp_path: Path
+) -> None:
+    pretrain = 'kind = "pretrain"\nobjective = "simclr"'
+    path = tmp_path / "wrong.toml"
+    path.write_text(DIGITS.replace('kind = "train"', pretrain) + FINETUNE + said)
+    with pytest.raises(InputError, match=told):
+        check(read_config(path), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("first", "said", "told"),
+    [
+        (
+            "",
+            'takes = ["encoder."]\nresets = ["encoder."]',
+            "resets: contradicts takes: 'encoder.'",
+        ),
+        ('freezes = ["encoder."]', "", "freezes: 'encoder.' leaves nothing to pretrain"),
+        ("batch_size = 1", "", "batch_size: 'simclr' tells an example from others"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(first: str, said: str, told: str) -> None:
+    pretrain = f'kind = "pretrain"\nobjective = "simclr"\n{first}'
+    with pytest.raises(ConfigError, match=told):
+        parse_config(DIGITS.replace('kind = "train"', pretrain) + FINETUNE + said, "x")
 
 
 def test_nothing_left_to_learn_is_told() -> None:

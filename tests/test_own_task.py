@@ -8,9 +8,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shared_models.errors import InputError
+from shared_models.task import Task
+from shared_models.tasks.trial import try_out
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
@@ -79,6 +83,52 @@ def test_what_is_wrong_with_it_is_one_line(
     assert code == 2
     assert len(error.splitlines()) == 1
     assert told in error
+
+
+FORWARD = "return self.head(self.encoder(x.transpose(1, 2)))"
+LABELS = 'labels=("still", "walking", "running")'
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        ("nn.Linear(160, 32)", "nn.Linear(150, 32)", r", line 22: RuntimeError: mat1 and mat2"),
+        (
+            FORWARD,
+            "raise OSError('no sensor')",
+            r", line 22: OSError: no sensor \(the model was sh",
+        ),
+        (FORWARD, "return x, x", r"shown \(2, 50, 3\) and answered with a tuple, not a tensor"),
+        ("nn.Linear(32, 3)", "nn.Linear(32, 4)", r"answered \(2, 4\); with 3 .* answer \(2, 3\)"),
+        ("nn.Linear(32, 3)", "nn.Linear(32, '3')", r", line 19: TypeError: .*make_model"),
+        ("    Moves,\n", "    Moves(),\n", "make_model is a model.* give its class, Moves"),
+        (LABELS, 'labels=("still")', r"labels are to be a tuple .*, not 'still'; .* \(\"one\",\)"),
+        (LABELS, 'labels=("still", "still", "running")', "the label 'still' is there twice"),
+    ],
+)
+def test_what_is_wrong_with_its_model_is_told_with_its_place(
+    right: str, wrong: str, told: str
+) -> None:
+    assert MINE.count(right) == 1
+    try_out("moves:TASK", task_of(MINE))
+    with pytest.raises(InputError, match=rf"^task 'moves:TASK': .*{told}"):
+        try_out("moves:TASK", task_of(MINE.replace(right, wrong)))
+
+
+def task_of(source: str) -> Task:
+    made: dict[str, Any] = {}
+    exec(compile(source, "moves.py", "exec"), made)  # noqa: S102 - as `load_own` does
+    task: Task = made["TASK"]
+    return task
+
+
+def test_a_model_that_does_not_run_leaves_no_run(tmp_path: Path) -> None:
+    (tmp_path / "make_data.py").write_text(FILES["make_data.py"])
+    assert said(tmp_path, "python make_data.py")[0] == 0
+    source = MINE.replace("nn.Linear(160, 32)", "nn.Linear(150, 32)")
+    code, error = simulate(tmp_path, source, CONFIG.replace("moves:TASK", "mine:TASK"))
+    assert (code, len(error.splitlines())) == (2, 1)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_that_is_called_like_a_module_that_is_there_is_refused(tmp_path: Path) -> None:

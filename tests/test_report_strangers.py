@@ -50,6 +50,17 @@ def with_failures(folder: Path, *victims: int) -> Story:
     return read_story(folder)
 
 
+def test_who_taught_the_model_and_how_few_labels_there_are_is_said(folder: Path) -> None:
+    assert "have a label" not in headline(read_story(folder))[0]
+    taught = {"kind": "distill", "name": "small", "student": "digits-small"}
+    story = read_story(folder)
+    stages = (*story.stages, replace(story.stages[-1], settings=taught))
+    few = {**story.config, "data": {**story.config["data"], "labelled_fraction": 0.005}}
+    said = headline(replace(story, stages=stages, config=few))[0]
+    assert "digits-small, a model of 8,714 parameters that digits-cnn taught, was trained" in said
+    assert "Of the examples 0.5 % have a label." in said
+
+
 def test_what_the_model_takes_and_says(folder: Path) -> None:
     told = json.loads((folder / "manifest.json").read_text())["model"]
     shape = {"input_shape": [1, 8, 8], "answer": "classes"}

@@ -23,6 +23,7 @@ from shared_models.errors import InputError, Interrupted, ServerError, one_line
 from shared_models.files import write_atomic, write_json
 from shared_models.tasks import load_task
 from shared_models.tasks.own import file_of, is_own
+from shared_models.tasks.trial import try_out
 
 if TYPE_CHECKING:
     from deploy.fleet.connection import Connection
@@ -140,8 +141,9 @@ def _of(connection: Connection, run: str) -> Submission:
 
 
 def _write(config: Config, text: str, submission: Submission, folder: Path) -> None:
+    for name in config.own_tasks:
+        try_out(name, load_task(name))  # what is wrong with it is better told here
     if is_own(config.task):
-        load_task(config.task)  # what is wrong with it is better told here
         file = file_of(config.task)
         write_atomic(folder / file, Path(file).read_bytes())
     write_atomic(folder / "config.toml", text.encode())

@@ -88,13 +88,21 @@ def _what(story: Story) -> str:
     population = story.manifest.get("population", {})
     clients = population.get("clients") if isinstance(population, dict) else None
     parameters = story.model.parameters or story.totals.params
-    size_of = f", a model of {parameters:,} parameters," if parameters else ""
+    pupil = next((own for stage in story.stages if (own := stage.settings.get("student"))), None)
+    taught = f" that {story.task} taught" if pupil else ""
+    size_of = f", a model of {parameters:,} parameters{taught}," if parameters else ""
     who = f" by {plural(clients, 'client')}" if isinstance(clients, int) else ""
     who += _a_round(story, clients) if who else ""
     data = f" on {story.model.dataset}" if story.model.dataset else ""
-    own = story.config.get("data", {}).get("name")
-    data = f" on {own}" if own else data
-    return f"{story.task}{size_of} {_verb(story)} trained{data}{who}, in {_stages(story)}."
+    told = story.config.get("data", {})
+    data = f" on {told['name']}" if told.get("name") else data
+    what = f"{pupil or story.task}{size_of} {_verb(story)} trained{data}{who}"
+    return f"{what}, in {_stages(story)}.{_labelled(told.get('labelled_fraction', 1.0))}"
+
+
+def _labelled(fraction: float) -> str:
+    """Returns how few labels there are, if there are few."""
+    return "" if fraction == 1.0 else f" Of the examples {100 * fraction:.3g} % have a label."
 
 
 def _answers(story: Story) -> list[str]:

@@ -164,10 +164,25 @@ def pretrain_fault(told: Mapping[str, Any]) -> str | None:
         return None
     if objective not in PRETEXTS:
         return f"objective: {objective!r} needs labels; kind 'pretrain' has {sorted(PRETEXTS)}"
+    return _encoder_fault(told)
+
+
+def _encoder_fault(told: Mapping[str, Any]) -> str | None:
+    """Returns why a stage without labels would leave no better encoder, or None."""
     for key in ("personal", "quantize_aware"):
         if told[key]:
             return f"{key}: contradicts kind 'pretrain', whose model is not the one that is used"
+    if frozen := next((own for own in told["freezes"] if "encoder.".startswith(own)), None):
+        return f"freezes: {frozen!r} leaves nothing to pretrain: the encoder is what is learnt"
+    if told["objective"] == "simclr" and told["batch_size"] == 1:
+        return "batch_size: 'simclr' tells an example from others of its batch: 2 at least"
     return None
+
+
+def handover_fault(told: Mapping[str, Any]) -> str | None:
+    """Returns what a stage both takes over and begins anew, or None."""
+    both = next((own for own in told["takes"] if own.startswith(tuple(told["resets"]))), None)
+    return both and f"resets: contradicts takes: {both!r} cannot begin anew and be taken over"
 
 
 def cohort_fault(told: Mapping[str, Any]) -> str | None:

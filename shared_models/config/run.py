@@ -129,6 +129,12 @@ class Config(Table):
         return tuple(stage for stage in self.stages if isinstance(stage, TrainStage))
 
     @property
+    def own_tasks(self) -> tuple[str, ...]:
+        """The tasks that are the user's own, a file's: the run's, and students."""
+        named = (self.task, *(stage.student for stage in self.learning_stages if stage.student))
+        return tuple(name for name in dict.fromkeys(named) if is_own(name))
+
+    @property
     def calibrate_stage(self) -> CalibrateStage | None:
         """The stage that asks clients for the ranges inside the final model, if there is one."""
         return next((stage for stage in self.stages if isinstance(stage, CalibrateStage)), None)

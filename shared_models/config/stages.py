@@ -20,12 +20,22 @@ from shared_models.config.parts import (
     cohort_fault,
     combination_fault,
     distill_fault,
+    handover_fault,
     number_fault,
     pretrain_fault,
     quantize_fault,
     with_defaults,
 )
-from shared_models.config.tables import Count, Decay, Fraction, Name, NotNegative, Positive, Table
+from shared_models.config.tables import (
+    Count,
+    Decay,
+    Fraction,
+    Name,
+    NotNegative,
+    Part,
+    Positive,
+    Table,
+)
 
 FormatName: TypeAlias = Literal["onnx", "tflite", "tflite-stream"]
 Bits: TypeAlias = Annotated[int, Field(ge=2, le=8)]
@@ -54,9 +64,9 @@ class TrainStage(Table):
     """For `ditto`: how strongly a client's own model is drawn to the server's."""
     contrast_temperature: Positive | None = None
     """For `simclr`: how much the most similar ones of other examples count; T in the paper."""
-    corrupted_fraction: Fraction | None = None
+    corrupted_fraction: Part | None = None
     """For `denoising_autoencoder`: the share of values that is set to zero."""
-    masked_fraction: Fraction | None = None
+    masked_fraction: Part | None = None
     """For `masked_reconstruction`: the share of patches, or of spans of steps, that is hidden."""
     forecast_steps: Count | None = None
     """For `forecasting`: how many of a window's last readings are told."""
@@ -154,6 +164,8 @@ class TrainStage(Table):
         if fault := number_fault(told) or combination_fault(told) or cohort_fault(told):
             raise ValueError(fault)
         if fault := quantize_fault(told) or distill_fault(told) or pretrain_fault(told):
+            raise ValueError(fault)
+        if fault := handover_fault(told):
             raise ValueError(fault)
         if self.min_clients > self.clients_per_round:
             raise ValueError("min_clients: is more than clients_per_round")

@@ -7,6 +7,8 @@ from typing import Annotated, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+Part: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""A fraction that leaves something."""
 Positive: TypeAlias = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Decay: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]

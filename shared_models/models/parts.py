@@ -16,9 +16,14 @@ Use: TypeAlias = Callable[[Any, Tensor], Tensor]
 
 def features_of(make_model: MakeModel) -> int:
     """Returns how many features the encoder gives; `InputError` for a model without linear head."""
-    head = getattr(make_model(), "head", None)
-    if not isinstance(head, nn.Linear):
-        raise InputError("pretraining needs a model of an `encoder` and a linear `head`")
+    parts = dict(make_model().named_children())
+    head = parts.get("head")
+    if "encoder" not in parts or not isinstance(head, nn.Linear):
+        found = ", ".join(f"{name} ({type(own).__name__})" for name, own in parts.items())
+        raise InputError(
+            "pretraining needs a model of an `encoder` and a linear `head`; its parts are: "
+            f"{found or 'none'}"
+        )
     return head.in_features
 
 

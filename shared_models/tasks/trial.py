@@ -1,0 +1,80 @@
+"""A look at a task that somebody wrote, before anything is trained or written.
+
+What is wrong with a model is else told by whichever client meets it first, or by a device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from shared_models.errors import InputError, one_line
+from shared_models.task import Task
+from shared_models.tasks.own import file_of
+
+_EXAMPLES = 2  # one is too few for a normalisation over a batch
+
+
+def try_out(name: str, task: Task) -> None:
+    """Raises `InputError` unless a task's model answers, as its labels and its loss want it.
+
+    `name` is that of the config, `module:attribute`: the file is told, and the line if it is there.
+    """
+    _check_labels(name, task.labels)
+    if isinstance(task.make_model, nn.Module):
+        raise InputError(
+            f"task {name!r}: make_model is a model, and is to make one: give its class, "
+            f"{type(task.make_model).__name__}"
+        )
+    x, y = torch.from_numpy(task.sample(_EXAMPLES)), torch.zeros(_EXAMPLES, *task.label_shape)
+    with _told(name, "make_model()"):
+        model = task.model().eval()
+    shown = f"the model was shown {tuple(x.shape)}"
+    with _told(name, shown), torch.no_grad():
+        outputs = model(x)
+    _check_outputs(name, task, outputs, shown)
+    with _told(name, f"the model was shown {tuple(x.shape)} and answered {tuple(outputs.shape)}"):
+        target = task.target(x, y.long())
+        task.loss(outputs, target), task.metrics(outputs, target)
+
+
+def _check_labels(name: str, labels: object) -> None:
+    if not isinstance(labels, tuple) or not all(isinstance(label, str) for label in labels):
+        raise InputError(
+            f"task {name!r}: labels are to be a tuple of texts, not {labels!r}; "
+            'of one alone it is ("one",)'
+        )
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise InputError(f"task {name!r}: the label {twice!r} is there twice")
+
+
+def _check_outputs(name: str, task: Task, outputs: object, shown: str) -> None:
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"task {name!r}: {shown} and answered with a {type(outputs).__name__}, not a tensor"
+        )
+    expected = (_EXAMPLES, len(task.labels))
+    is_plain = task.answer == "classes" and task.labels and not task.label_shape
+    if is_plain and tuple(outputs.shape) != expected:
+        raise InputError(
+            f"task {name!r}: {shown} and answered {tuple(outputs.shape)}; with "
+            f"{len(task.labels)} labels it is to answer {expected}"
+        )
+
+
+@contextlib.contextmanager
+def _told(name: str, doing: str) -> Iterator[None]:
+    """Tells what somebody else's code raises in a line, with its place in their file."""
+    try:
+        yield
+    except Exception as error:
+        file = file_of(name)
+        own = [at for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
+        place = f"{file}, line {own[-1].lineno}" if own else file
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise InputError(f"task {name!r}: {place}: {reason} ({doing})") from None
