@@ -22,7 +22,7 @@ from shared_models.config import Config, Plan, TrainStage
 from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.load import load_task_data
 from shared_models.errors import InputError
-from shared_models.labelled import labelled, labelled_count
+from shared_models.labelled import has_label, labelled, labelled_count
 from shared_models.messages import Hello
 from shared_models.objectives.choice import objective_of
 from shared_models.schedules import schedule_of
@@ -56,12 +56,28 @@ class Host:
             self.dataset.digest(),
             versions(),
             self.keeping is not None,
+            self.labels(self.client_ids) if self._some_lack_labels else (),
         )
 
     def examples(self, client_ids: Sequence[int]) -> tuple[int, ...]:
         """Returns how many examples each of these clients owns."""
         places = np.searchsorted(self.partition.client_ids, np.asarray(client_ids))
         return tuple(self.partition.sizes()[places].tolist())
+
+    def labels(self, client_ids: Sequence[int]) -> tuple[int, ...]:
+        """Returns how many examples with a label each of these clients owns."""
+        if not self._some_lack_labels:
+            return self.examples(client_ids)
+        return tuple(len(self._with_labels(client_id)) for client_id in client_ids)
+
+    @functools.cached_property
+    def _some_lack_labels(self) -> bool:
+        """Whether examples have no label though the task reads them."""
+        return bool(self.task.labels) and not has_label(self.dataset.train.y).all()
+
+    def _with_labels(self, client_id: int) -> Indices:
+        own = self.partition.indices(client_id)
+        return own[has_label(self.dataset.train.y[own])] if self._some_lack_labels else own
 
     def part(self, place: int, places: int) -> Host:
         """Returns the host of every `places`-th client: one of `places` nodes."""
@@ -73,21 +89,21 @@ class Host:
 
     def labelled_of(self, client_id: int) -> ClientData:
         """Returns those of one client's examples that have labels, maybe none, as model input."""
-        own, fraction = self.partition.indices(client_id), self.config.data.labelled_fraction
+        own, fraction = self._with_labels(client_id), self.config.data.labelled_fraction
         return self._data_at(own[labelled(fraction, self.config.seed, client_id, len(own))])
 
     def data_for(self, stage_name: str) -> DataOf:
         """Returns what gives the examples that clients have for a learning stage."""
-        some = self.config.data.labelled_fraction < 1.0
+        some = self.config.data.labelled_fraction < 1.0 or self._some_lack_labels
         needs_labels = self.config.stage(stage_name).needs_labels
         return self.labelled_of if some and needs_labels else self.data_of
 
     def taking_part(self, stage: TrainStage) -> tuple[int, ...]:
         """Returns the ids of the clients that have examples for a stage."""
         fraction, seed = self.config.data.labelled_fraction, self.config.seed
-        if fraction == 1.0 or not stage.needs_labels:
+        if not stage.needs_labels:
             return self.client_ids
-        pairs = zip(self.client_ids, self.examples(self.client_ids), strict=True)
+        pairs = zip(self.client_ids, self.labels(self.client_ids), strict=True)
         return tuple(k for k, own in pairs if labelled_count(fraction, seed, k, own))
 
     def _data_at(self, own: Indices) -> ClientData:

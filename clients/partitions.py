@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shared_models.config import Data
 from shared_models.datasets.dataset import Split
 from shared_models.errors import InputError
+from shared_models.labelled import has_label
 from shared_models.randomness import generator
 
 Indices = NDArray[np.int64]
@@ -243,9 +244,9 @@ def label_counts(
 ) -> NDArray[np.int64]:
     """Returns how many examples of each label the clients own: `(len(client_ids), labels)`.
 
-    Of masks it counts pixels, of boxes just these.
+    Of masks it counts pixels, of boxes just these, and not what has no label.
     """
     own = [split.y[whole.indices(k)] for k in client_ids]
     if split.holds_boxes:
         return np.array([[(y[..., 2] > y[..., 0]).sum()] for y in own], np.int64)
-    return np.stack([np.bincount(y.reshape(-1), minlength=labels) for y in own])
+    return np.stack([np.bincount(y[has_label(y)].reshape(-1), minlength=labels) for y in own])

@@ -17,6 +17,7 @@ from shared_models.config import Config
 from shared_models.datasets.dataset import Split
 from shared_models.datasets.load import check_fit, load_dataset, load_task_data
 from shared_models.errors import InputError
+from shared_models.labelled import UNLABELLED, has_label
 from shared_models.measures import added_by, combined
 from shared_models.objectives import Batch
 from shared_models.objectives.pretext import shown
@@ -37,6 +38,11 @@ def evaluation_split(config: Config, task: Task) -> Split | None:
         own = load_dataset(asked)
         split = own.test or own.train
         check_fit(task, asked, split)
+        if not has_label(split.y).all():
+            raise InputError(
+                f"evaluate.data: {asked} has examples without labels ({UNLABELLED}) and no test "
+                "split (x_test, y_test); who measures needs all labels"
+            )
         return split
     dataset = load_task_data(task, config.data.name, config.data.root)
     if dataset.test is None:

@@ -77,7 +77,12 @@ def _hosts(population: Population) -> dict[str, Any]:
 def hosts_in(manifest: Mapping[str, Any]) -> tuple[Hosted, ...]:
     """Returns the nodes of the fleet that a manifest tells of; none for a run without."""
     return tuple(
-        Hosted(tuple(own["client_ids"]), tuple(own["examples"]), own["data_sha256"])
+        Hosted(
+            tuple(own["client_ids"]),
+            tuple(own["examples"]),
+            own["data_sha256"],
+            tuple(own.get("labelled", ())),  # older ones do not say
+        )
         for own in manifest.get("hosts", ())
     )
 

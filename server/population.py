@@ -15,11 +15,15 @@ from shared_models.messages import ABSENT, Hello
 
 @dataclass(frozen=True)
 class Hosted:
-    """The clients of one node of a fleet, in the order of their ids, and the hash of their data."""
+    """The clients of one node of a fleet, in the order of their ids, and the hash of their data.
+
+    `labelled` as in `Population`.
+    """
 
     client_ids: tuple[int, ...]
     examples: tuple[int, ...]
     data_sha256: str
+    labelled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ class Population:
     `hosts` are a fleet's nodes as they were when the run began, in the order of their smallest
     client id. `groups` are whose clients share blocks where one node can train them all: those that
     shared a node of the fleet that is replayed. `forgetful` are clients whose nodes have no place
-    for what they keep from round to round.
+    for what they keep from round to round. `labelled` counts the examples that have a label; there
+    is no count where all have.
     """
 
     client_ids: tuple[int, ...]
@@ -39,6 +44,7 @@ class Population:
     hosts: tuple[Hosted, ...] = ()
     groups: tuple[tuple[int, ...], ...] = ()
     forgetful: tuple[int, ...] = ()
+    labelled: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.client_ids)
@@ -47,6 +53,11 @@ class Population:
     def examples_of(self) -> Mapping[int, int]:
         """How many examples each client said it has."""
         return dict(zip(self.client_ids, self.examples, strict=True))
+
+    @functools.cached_property
+    def labelled_of(self) -> Mapping[int, int]:
+        """How many examples with a label each client said it has."""
+        return dict(zip(self.client_ids, self.labelled or self.examples, strict=True))
 
     @property
     def block_groups(self) -> tuple[tuple[int, ...], ...]:
@@ -105,6 +116,11 @@ def hello_fault(hello: Hello) -> str | None:
     for client_id, count in zip(hello.client_ids, hello.examples, strict=True):
         if count < 1:
             return f"client {client_id} says it has {count} examples"
+    for client_id, own, count in zip(
+        hello.client_ids, hello.labelled, hello.examples, strict=False
+    ):
+        if not 0 <= own <= count:
+            return f"client {client_id} says that {own} of its {count} examples have a label"
     if len(set(hello.client_ids)) < len(hello.client_ids):
         return "it names a client twice"
     return None
@@ -141,7 +157,10 @@ def only(population: Population, groups: tuple[tuple[int, ...], ...]) -> Populat
     if unknown := sorted(set(wanted) - set(population.client_ids)):
         raise InputError(f"plan.nodes: the data has no client {unknown[0]}")
     examples = tuple(population.examples_of[client_id] for client_id in wanted)
-    return replace(population, client_ids=wanted, examples=examples, groups=groups)
+    labelled = tuple(population.labelled_of[client_id] for client_id in wanted)
+    return replace(
+        population, client_ids=wanted, examples=examples, groups=groups, labelled=labelled
+    )
 
 
 def of_stage(population: Population, config: Config, stage: TrainStage) -> Population:
@@ -150,11 +169,11 @@ def of_stage(population: Population, config: Config, stage: TrainStage) -> Popul
     Raises `InputError` when nobody has a label.
     """
     fraction = config.data.labelled_fraction
-    if fraction == 1.0 or not stage.needs_labels:
+    if not stage.needs_labels or (fraction == 1.0 and not population.labelled):
         return population
     counts = {
         client_id: labelled_count(fraction, config.seed, client_id, own)
-        for client_id, own in population.examples_of.items()
+        for client_id, own in population.labelled_of.items()
     }
     ids = tuple(client_id for client_id, own in counts.items() if own)
     if not ids:
@@ -164,7 +183,7 @@ def of_stage(population: Population, config: Config, stage: TrainStage) -> Popul
         )
     node_of = population.node_of and {k: population.node_of[k] for k in ids}
     examples = tuple(counts[client_id] for client_id in ids)
-    return replace(population, client_ids=ids, examples=examples, node_of=node_of)
+    return replace(population, client_ids=ids, examples=examples, node_of=node_of, labelled=())
 
 
 def _shared(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population:
@@ -172,32 +191,43 @@ def _shared(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population
     for node, hello in hellos.items():
         if (hello.client_ids, hello.data_sha256) != (first.client_ids, first.data_sha256):
             raise RoundError(f"node {node} sees other data than the first node: same files needed")
-    return Population(first.client_ids, first.examples, None, digests)
+    return Population(first.client_ids, first.examples, None, digests, labelled=first.labelled)
 
 
 def _own(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population:
-    examples: dict[int, int] = {}
     node_of: dict[int, int] = {}
     for node, hello in hellos.items():
-        for client_id, count in zip(hello.client_ids, hello.examples, strict=True):
+        for client_id in hello.client_ids:
             if client_id in node_of:
                 raise RoundError(
                     f"client {client_id} is claimed by node {node_of[client_id]} and node {node}"
                 )
-            node_of[client_id], examples[client_id] = node, count
+            node_of[client_id] = node
     ids = tuple(sorted(node_of))
-    counts = tuple(examples[client_id] for client_id in ids)
     forgetful = tuple(k for k in ids if not hellos[node_of[k]].keeps_states)
     hosts = tuple(sorted(_hosts(hellos), key=_smallest))
-    return Population(ids, counts, node_of, digests, hosts, forgetful=forgetful)
+    examples, labelled = _counts(hosts)
+    return Population(ids, examples, node_of, digests, hosts, (), forgetful, labelled)
+
+
+def _counts(hosts: Sequence[Hosted]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the examples and, where some have none, the labels of all clients, by their ids."""
+    rows = sorted(
+        row
+        for host in hosts
+        for row in zip(host.client_ids, host.examples, host.labelled or host.examples, strict=True)
+    )
+    _, examples, labelled = zip(*rows, strict=True)
+    return examples, labelled if any(host.labelled for host in hosts) else ()
 
 
 def _hosts(hellos: Mapping[int, Hello]) -> Iterator[Hosted]:
     for hello in hellos.values():
-        pairs = sorted(zip(hello.client_ids, hello.examples, strict=True))
-        if pairs:
-            ids, examples = zip(*pairs, strict=True)
-            yield Hosted(ids, examples, hello.data_sha256)
+        labelled = hello.labelled or hello.examples
+        rows = sorted(zip(hello.client_ids, hello.examples, labelled, strict=True))
+        if rows:
+            ids, examples, labelled = zip(*rows, strict=True)
+            yield Hosted(ids, examples, hello.data_sha256, labelled if hello.labelled else ())
 
 
 def _smallest(host: Hosted) -> int:
@@ -214,7 +244,7 @@ def rejoined(
     """
     if now.node_of is None:
         raise CheckpointError("the run began on nodes with clients of their own, not on these")
-    then = {k: (host, count) for host in hosts for k, count in zip(*_columns(host), strict=True)}
+    then = {k: (host, count) for host in hosts for k, count in _examples_of(host)}
     for host in now.hosts:
         known = [client_id for client_id in host.client_ids if client_id in then]
         for client_id in known:
@@ -231,13 +261,13 @@ def rejoined(
     if absent := [client_id for client_id, node in node_of.items() if node == ABSENT]:
         notice(f"clients {absent} are not connected: their rounds go on without them")
     digests = tuple(sorted({host.data_sha256 for host in hosts}))
-    counts = tuple(then[client_id][1] for client_id in node_of)
     forgetful = tuple(client_id for client_id in now.forgetful if client_id in then)
-    return Population(tuple(node_of), counts, node_of, digests, hosts, forgetful=forgetful)
+    examples, labelled = _counts(hosts)
+    return Population(tuple(node_of), examples, node_of, digests, hosts, (), forgetful, labelled)
 
 
-def _columns(host: Hosted) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return host.client_ids, host.examples
+def _examples_of(host: Hosted) -> Iterator[tuple[int, int]]:
+    return zip(host.client_ids, host.examples, strict=True)
 
 
 def _require_same(client_id: int, then: tuple[Hosted, int], host: Hosted, examples: int) -> None:

@@ -30,8 +30,9 @@ class Hello:
     """A node's answer to "who are you": which clients it hosts, on which data, with what versions.
 
     `shared` nodes (simulation workers) can each train any of the listed clients; otherwise the
-    clients are the node's own. `examples` are counts, in the order of `client_ids`. A node that
-    `keeps_states` has a place for what its clients keep from round to round.
+    clients are the node's own. `examples` are counts, in the order of `client_ids`, and `labelled`
+    counts of those that have a label, none where all have. A node that `keeps_states` has a place
+    for what its clients keep from round to round.
     """
 
     client_ids: tuple[int, ...]
@@ -40,6 +41,7 @@ class Hello:
     data_sha256: str
     versions: Mapping[str, str]
     keeps_states: bool = False
+    labelled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -76,6 +76,7 @@ def encode_hello(hello: Hello) -> RecordDict:
         "shared": hello.shared,
         "data_sha256": hello.data_sha256,
         "keeps_states": hello.keeps_states,
+        "labelled": list(hello.labelled),
     }
     return RecordDict({"hello": ConfigRecord(about), "versions": ConfigRecord({**hello.versions})})
 
@@ -164,8 +165,10 @@ def decode_hello(content: RecordDict) -> Hello:
     """Returns a node's answer; raises `UpdateError` when it is malformed."""
     about, versions = content.config_records["hello"], content.config_records["versions"]
     client_ids, examples = _integers(about, "client_ids"), _integers(about, "examples")
-    if len(client_ids) != len(examples):
-        raise UpdateError(f"hello names {len(client_ids)} clients and {len(examples)} counts")
+    labelled = _integers(about, "labelled") if "labelled" in about else ()  # as for the states
+    for counts in (examples, labelled or examples):
+        if len(client_ids) != len(counts):
+            raise UpdateError(f"hello names {len(client_ids)} clients and {len(counts)} counts")
     return Hello(
         client_ids,
         examples,
@@ -173,6 +176,7 @@ def decode_hello(content: RecordDict) -> Hello:
         _typed(str, about["data_sha256"]),
         {name: _typed(str, version) for name, version in versions.items()},
         _typed(bool, about.get("keeps_states", False)),  # older ones do not say
+        labelled,
     )
 
 

@@ -295,6 +295,10 @@ def test_what_clients_keep_does_not_leave_a_node_that_hosts_them(choice: str) ->
         ({7: hello(1, shared=True), 8: hello(1, shared=True, data="b")}, "node 8 sees other data"),
         ({7: hello()}, "no node hosts a client"),
         ({7: Hello((4,), (0,), True, "a", {})}, "node 7: client 4 says it has 0 examples"),
+        (
+            {7: Hello((4,), (2,), False, "a", {}, labelled=(3,))},
+            "node 7: client 4 says that 3 of its 2 examples have a label",
+        ),
     ],
 )
 def test_a_contradictory_population_is_an_error(hellos: dict[int, Hello], message: str) -> None:

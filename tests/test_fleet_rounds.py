@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from flwr.common.constant import ErrorCode
 
 from server.events import Event, Waiting
 from server.fleet import SPARE_S, Letter, exchange
+from server.manifest import hosts_in
 from server.plain import describe
 from server.population import (
     Enough,
@@ -283,6 +284,16 @@ def test_who_comes_back_keeps_its_place() -> None:
     assert ["came after" in text for text in told] == [True, False]
     assert hosts_these((1, 3))({9: hello(1, 3)})
     assert not hosts_these((1, 2))({9: hello(1, 3)})
+
+
+def test_who_lacks_labels_is_known_again() -> None:
+    some = replace(hello(3, 1), labelled=(4, 0))
+    then = merge_hellos({7: some, 8: hello(2)})
+    assert then.labelled_of == {1: 0, 2: 10, 3: 4}
+    hosts = hosts_in({"hosts": [asdict(host) for host in then.hosts]})
+    again = rejoined(hosts, merge_hellos({9: some, 4: hello(2)}), lambda _: None)
+    assert (again.labelled_of, again.examples_of) == (then.labelled_of, then.examples_of)
+    assert THEN.labelled == ()
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_a_folder_of_tables_is_read_in_the_order_of_names(tmp_path: Path) -> Non
         ("a,label\n1,2.5\n", "column 'label' must hold whole numbers"),
         ("a,label\n1,nan\n", "column 'label' must hold whole numbers"),
         ("a,label\n1,inf\n", "column 'label' must hold whole numbers"),
-        ("a,label\n1,-1\n", "'y' holds negative values"),
+        ("a,label\n1,-2\n", "'y' holds -2, the least may be -1"),
         ("a,a,label\n1,2,3\n", "names column 'a' twice"),
         ("label\n1\n", "has no columns but 'label'"),
     ],

@@ -14,15 +14,17 @@ from torch.nn.functional import cosine_similarity
 
 from clients.host import open_host
 from clients.trainers import TRAINERS
-from server.population import Population, of_stage
+from server.evaluation import evaluation_split
+from server.population import Population, merge_hellos, of_stage
 from server.run_folder import RunFolder
 from shared_models.arrays import in_dtype, load_arrays, roles_of
 from shared_models.augmentations import augmentation_of
 from shared_models.config import Config, parse_config
+from shared_models.datasets.load import load_dataset
 from shared_models.errors import ConfigError, InputError
 from shared_models.files import sha256_of
 from shared_models.inputs import InputSpec
-from shared_models.labelled import labelled, labelled_count
+from shared_models.labelled import UNLABELLED, labelled, labelled_count
 from shared_models.models.scanned import scanned
 from shared_models.objectives import Batch
 from shared_models.objectives.choice import pretext_of
@@ -181,6 +183,69 @@ def test_stages_with_labels_see_these_alone() -> None:
     owned = host.examples([3])[0]
     assert len(everything.y) == owned
     assert len(few.y) == labelled_count(0.1, 0, 3, owned) < owned / 5
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The digits with all labels, and with -1 for those that a config with a tenth would hide."""
+    folder, known = tmp_path_factory.mktemp("marked"), load_dataset("digits")
+    whole = open_host(config(PRETRAIN, FINETUNE))
+    own = [whole.partition.indices(k) for k in whole.client_ids]
+    drawn = [at[labelled(0.1, 0, k, len(at))] for k, at in zip(whole.client_ids, own, strict=True)]
+    y = np.full(len(known.train), UNLABELLED)
+    y[np.concatenate(drawn)] = known.train.y[np.concatenate(drawn)]
+    assert known.test is not None
+    x, x_test, y_test = np.asarray(known.train.x), np.asarray(known.test.x), known.test.y
+    for name, told in (("all", known.train.y), ("few", y)):
+        np.savez(folder / f"{name}.npz", x=x, y=told, x_test=x_test, y_test=y_test)
+    return folder / "all.npz", folder / "few.npz"
+
+
+def of_file(path: Path, fraction: float) -> str:
+    """The config with data of a file, where this share of the labels is shown."""
+    named = HEAD.replace("[data]", f"[data]\nname = {str(path)!r}")
+    return named.replace("labelled_fraction = 0.1", f"labelled_fraction = {fraction}")
+
+
+def test_labels_that_are_not_there_are_as_good_as_hidden(
+    marked: tuple[Path, Path], tmp_path: Path
+) -> None:
+    made = []
+    for file, fraction in zip(marked, (0.1, 1.0), strict=True):
+        path = tmp_path / f"{file.stem}.toml"
+        path.write_text(of_file(file, fraction) + PRETRAIN + FINETUNE)
+        made.append(simulate(path, tmp_path / file.stem))
+    assert made[0] == made[1]
+
+
+def test_of_labels_that_are_there_a_share_can_be_hidden(marked: tuple[Path, Path]) -> None:
+    own = parse_config(of_file(marked[1], 0.5) + PRETRAIN + FINETUNE, "x")
+    host, stage = open_host(own), own.stage("finetune")
+    some = of_stage(merge_hellos({1: host.hello()}), own, stage)
+    labels = sum(host.labels(host.client_ids))
+    assert labels < 0.2 * sum(host.examples(host.client_ids))
+    assert 0.4 * labels < sum(some.examples) < 0.6 * labels
+    assert some.client_ids == host.taking_part(stage)
+    for client_id, count in some.examples_of.items():
+        y = host.data_for("finetune")(client_id).y
+        assert len(y) == count
+        assert (y >= 0).all()
+        assert (host.data_for("pretrain")(client_id).y == UNLABELLED).any()
+
+
+def test_without_any_label_nobody_can_train(marked: tuple[Path, Path]) -> None:
+    own = parse_config(of_file(marked[1], 1.0) + PRETRAIN + FINETUNE, "x")
+    hello = replace(open_host(own).hello(), labelled=(0,) * len(open_host(own).client_ids))
+    with pytest.raises(InputError, match="no client has a label for stage 'finetune'"):
+        of_stage(merge_hellos({1: hello}), own, own.stage("finetune"))
+
+
+def test_nobody_measures_with_examples_that_have_no_label(tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", x=np.zeros((3, 64), np.float32), y=np.array([0, -1, 2]))
+    head = HEAD.replace("[data]", f"evaluate.data = {str(tmp_path / 'few.npz')!r}\n[data]")
+    own = parse_config(head + PRETRAIN + FINETUNE, "x")
+    with pytest.raises(InputError, match=r"few.npz has examples without labels \(-1\) and no test"):
+        evaluation_split(own, load_task("digits-cnn"))
 
 
 def test_clients_without_labels_take_no_part_where_they_are_needed() -> None:

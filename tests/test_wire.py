@@ -43,7 +43,10 @@ PARTIAL = Partial(
 
 def test_a_hello_survives() -> None:
     hello = Hello((1, 5), (10, 20), True, "abc", {"torch": "2"}, keeps_states=True)
-    assert decode_hello(encode_hello(hello)) == hello
+    for own in (hello, replace(hello, labelled=(0, 20))):
+        assert decode_hello(encode_hello(own)) == own
+    with pytest.raises(UpdateError, match="hello names 2 clients and 1 counts"):
+        decode_hello(encode_hello(replace(hello, labelled=(3,))))
 
 
 def test_the_hello_of_an_older_node_keeps_nothing() -> None:

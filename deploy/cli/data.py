@@ -16,6 +16,7 @@ from shared_models.datasets.dataset import Dataset
 from shared_models.datasets.fetch import cache_folder, fetch
 from shared_models.datasets.load import load_dataset
 from shared_models.errors import InputError, did_you_mean
+from shared_models.labelled import has_label
 
 _LOOKED_AT = 1000  # examples: some datasets are made as they are read
 
@@ -144,6 +145,7 @@ def _describe(
         "sha256": dataset.digest(),
         "train": len(dataset.train),
         "test": len(dataset.test) if dataset.test else 0,
+        "unlabelled": int((~has_label(dataset.train.y)).sum()),
         "shape": list(some.shape[1:]),
         "values": [float(some.min()), float(some.max())],
         "labels": list(labels) or [str(label) for label in range(width)],
@@ -166,6 +168,8 @@ def _print(told: dict[str, Any]) -> None:
         f"{told['name']}: {told['train']} training and {told['test']} test examples "
         f"of {told['shape']}, values from {told['values'][0]:.4g} to {told['values'][1]:.4g}"
     )
+    if told["unlabelled"]:
+        print(f"{told['unlabelled']} training examples have no label")
     print(f"sha256 {told['sha256']}")
     print(
         f"{told['partition']}: {told['clients']} clients with {sizes['min']} to {sizes['max']} "

@@ -30,8 +30,8 @@ class Data(Table):
     max_examples_per_client: Count | None = None
     """Each client keeps at most this many of its examples."""
     labelled_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """The share of each client's examples that has labels. Stages that need labels see these alone,
-    and only clients that have some; `pretrain` sees all examples of all clients."""
+    """The share of each client's labels that is shown. Stages that need labels see these examples
+    alone, and only clients that have some; `pretrain` sees all examples of all clients."""
 
     @model_validator(mode="after")
     def _clients_fit_partition(self) -> Self:

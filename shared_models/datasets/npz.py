@@ -1,6 +1,7 @@
 """Bring your own: an `.npz` with `x`, `y` and, if you like, `client_id`, `x_test`, `y_test`.
 
 `y` is a whole number an example, a mask of them `(n, h, w)`, or boxes in whole pixels `(n, k, 4)`.
+Who has no label for an example says -1; examples to measure with need one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from shared_models.datasets.dataset import Dataset, Split
 from shared_models.errors import InputError, one_line
+from shared_models.labelled import UNLABELLED
 
 _LARGEST = 2**31 - 1  # ids and labels are counted with
 
@@ -57,6 +59,8 @@ def _split(
             )
     x, y = arrays[x_name], arrays[y_name]
     _check_examples(path, x_name, x)
+    if y_name == "y_test" and y.dtype.kind == "i" and (y == UNLABELLED).any():
+        raise InputError(f"{path}: 'y_test' holds {UNLABELLED}: who measures needs all labels")
     return Split(
         x,
         _labels(path, y_name, y, len(x)),
@@ -82,17 +86,19 @@ def _check_examples(path: Path | str, name: str, x: NDArray[Any]) -> None:
 def _labels(path: Path | str, name: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
     """Returns labels of one or more numbers an example; the task says how many it takes."""
     if values.ndim < 2 or len(values) != length:
-        return _integers(path, name, values, length)
+        return _integers(path, name, values, length, UNLABELLED)
     return _integers(path, name, values.reshape(-1), values.size).reshape(values.shape)
 
 
-def _integers(path: Path | str, name: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
+def _integers(
+    path: Path | str, name: str, values: NDArray[Any], length: int, least: int = 0
+) -> NDArray[np.int64]:
     if values.shape != (length,) or values.dtype.kind not in "iu":
         raise InputError(
             f"{path}: {name!r} must be {length} integers, got {values.dtype} {values.shape}"
         )
-    if values.min() < 0:
-        raise InputError(f"{path}: {name!r} holds negative values")
+    if values.min() < least:
+        raise InputError(f"{path}: {name!r} holds {values.min()}, the least may be {least}")
     if values.max() > _LARGEST:
         raise InputError(f"{path}: {name!r} holds {values.max()}, the largest may be {_LARGEST}")
     return values.astype(np.int64)
