@@ -320,7 +320,7 @@ def test_what_the_run_s_task_does_not_take_is_said_to_the_run(tmp_path: Path) ->
     with pytest.raises(InputError, match=r"shape \(5, 8\), task 'digits-cnn' takes \(1, 8, 8\)"):
         open_(DIGITS_CONFIG)
     np.savez(tmp_path / "odd.npz", x=X, y=Y + 5)
-    label_14 = r"'odd\.npz, client 7' has label 14, task 'digits-cnn' has 10 labels$"
+    label_14 = r"'odd\.npz, client 7' has label 14, task 'digits-cnn' has 10 labels, 0 to 9$"
     with pytest.raises(InputError, match=label_14):
         hello_of(tmp_path / "odd.npz")
 

@@ -73,6 +73,8 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
         (MINE, "mine:OTHER", "task 'mine:OTHER': mine.py has no 'OTHER'"),
         ("TASK = 7", "mine:TASK", "task 'mine:TASK': is of type int, not a Task"),
         ("1 / 0", "mine:TASK", "mine.py does not run: ZeroDivisionError: division by zero"),
+        ("exit(3)", "mine:TASK", "mine.py does not run: SystemExit: 3"),
+        (MINE, "mine.py:TASK", "one of your own is called 'module:NAME', without .py"),
         (MINE, "mine.TASK", "task: 'mine.TASK' does not exist"),
     ],
 )

@@ -13,8 +13,7 @@ from shared_models.config.order import order_fault
 from shared_models.config.plan import Plan
 from shared_models.config.stages import ExportStage, Stage, TrainStage
 from shared_models.config.tables import Count, Name, Positive, Table
-from shared_models.errors import did_you_mean
-from shared_models.tasks import TASKS
+from shared_models.tasks import TASKS, no_task
 from shared_models.tasks.own import is_own
 
 # Where a run runs decides no byte of its result, and faults are mended before a run goes on:
@@ -56,7 +55,7 @@ class Config(Table):
     @classmethod
     def _task_exists(cls, task: str) -> str:
         if task not in TASKS and not is_own(task):
-            raise ValueError(f": {task!r} does not exist; {did_you_mean(task, TASKS)}")
+            raise ValueError(f": {no_task(task)}")
         return task
 
     @field_validator("stages")
@@ -65,8 +64,7 @@ class Config(Table):
         for stage in stages:
             name = stage.student if isinstance(stage, TrainStage) else None
             if name is not None and name not in TASKS and not is_own(name):
-                told = f"{name!r} does not exist; {did_you_mean(name, TASKS)}"
-                raise ValueError(f".{stage.name}.student: {told}")
+                raise ValueError(f".{stage.name}.student: {no_task(name)}")
         return stages
 
     @model_validator(mode="after")

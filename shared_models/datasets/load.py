@@ -78,8 +78,9 @@ def _read(entry: Entry, path: Path) -> Dataset:
 def load_task_data(task: Task, name: str | None = None, root: str | None = None) -> Dataset:
     """Returns the task's dataset, or another that fits it; `InputError` when it does not fit."""
     dataset = load_dataset(name or task.dataset, root)
-    for split in filter(None, (dataset.train, dataset.test)):
-        check_fit(task, dataset.name, split)
+    check_fit(task, dataset.name, dataset.train)
+    if dataset.test is not None:
+        check_fit(task, f"{dataset.name}, test split", dataset.test)
     return dataset
 
 
@@ -99,7 +100,7 @@ def check_fit(task: Task, name: str, split: Split) -> None:
     if task.answer != "boxes" and task.labels and split.y.max() >= len(task.labels):
         raise InputError(
             f"dataset {name!r} has label {split.y.max()}, "
-            f"task {task.name!r} has {len(task.labels)} labels"
+            f"task {task.name!r} has {len(task.labels)} labels, 0 to {len(task.labels) - 1}"
         )
     tokens = split.x if task.input.tokens and isinstance(split.x, np.ndarray) else None
     if tokens is not None and not (tokens.min() >= 0 and tokens.max() < task.input.tokens):

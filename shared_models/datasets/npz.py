@@ -80,13 +80,16 @@ def _check_examples(path: Path | str, name: str, x: NDArray[Any]) -> None:
             f"{path}: {name!r} must be a non-empty array of numbers, got {x.dtype} {x.shape}"
         )
     if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise InputError(f"{path}: {name!r} holds NaN or infinite values")
+        bad = int(np.argmin(np.isfinite(x.reshape(len(x), -1)).all(axis=1)))
+        raise InputError(f"{path}: {name!r} holds NaN or infinite values, first in example {bad}")
 
 
 def _labels(path: Path | str, name: str, values: NDArray[Any], length: int) -> NDArray[np.int64]:
     """Returns labels of one or more numbers an example; the task says how many it takes."""
     if values.ndim < 2 or len(values) != length:
         return _integers(path, name, values, length, UNLABELLED)
+    if values.dtype.kind not in "iu":
+        raise InputError(f"{path}: {name!r} must be integers, got {values.dtype} {values.shape}")
     return _integers(path, name, values.reshape(-1), values.size).reshape(values.shape)
 
 

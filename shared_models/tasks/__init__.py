@@ -37,6 +37,12 @@ TASKS = {
 }
 
 
+def no_task(name: str) -> str:
+    """Returns what to say of a name that is no task's."""
+    own = "; one of your own is called 'module:NAME', without .py" if ".py" in name else ""
+    return f"{name!r} does not exist; {did_you_mean(name, TASKS)}{own}"
+
+
 def load_task(name: str) -> Task:
     """Returns a task by its name, or a user's own by `module:attribute`.
 
@@ -45,7 +51,7 @@ def load_task(name: str) -> Task:
     if is_own(name):
         return load_own(name)
     if name not in TASKS:
-        raise InputError(f"task {name!r} does not exist; {did_you_mean(name, TASKS)}")
+        raise InputError(f"task {no_task(name)}")
     module, attribute = TASKS[name].split(":")
     task: Task = getattr(importlib.import_module(module), attribute)
     return task

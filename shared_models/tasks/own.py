@@ -44,7 +44,9 @@ def load_own(name: str) -> Task:
     if not hasattr(sys.modules.get(module), _SOURCE):
         path = next((path for path in _places(module) if path.is_file()), None)
         if path is None:
-            raise InputError(f"task {name!r}: there is no {file_of(name)} in {Path.cwd()}")
+            raise InputError(
+                f"task {name!r}: there is no {file_of(name)} in {Path.cwd()}: run this where it is"
+            )
         adopt(name, path.read_text())
     try:
         task = getattr(sys.modules[module], attribute)
@@ -77,7 +79,7 @@ def adopt(name: str, source: str) -> bool:
     sys.modules[module] = made  # before it runs: a dataclass in it looks itself up
     try:
         exec(compile(source, file_of(name), "exec"), made.__dict__)  # noqa: S102 - it is the task
-    except Exception as error:  # it is somebody else's code
+    except (Exception, SystemExit) as error:  # it is somebody else's code
         del sys.modules[module]
         reason = one_line(f"{type(error).__name__}: {error}")
         raise InputError(f"task {name!r}: {file_of(name)} does not run: {reason}") from None
