@@ -72,8 +72,7 @@ class Host:
 
     @functools.cached_property
     def _some_lack_labels(self) -> bool:
-        """Whether examples have no label though the task reads them."""
-        return bool(self.task.labels) and not has_label(self.dataset.train.y).all()
+        return not has_label(self.dataset.train.y).all()
 
     def _with_labels(self, client_id: int) -> Indices:
         own = self.partition.indices(client_id)
@@ -101,7 +100,7 @@ class Host:
     def taking_part(self, stage: TrainStage) -> tuple[int, ...]:
         """Returns the ids of the clients that have examples for a stage."""
         fraction, seed = self.config.data.labelled_fraction, self.config.seed
-        if not stage.needs_labels:
+        if not stage.needs_labels or (fraction == 1.0 and not self._some_lack_labels):
             return self.client_ids
         pairs = zip(self.client_ids, self.labels(self.client_ids), strict=True)
         return tuple(k for k, own in pairs if labelled_count(fraction, seed, k, own))

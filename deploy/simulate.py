@@ -47,8 +47,9 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
     from server.checkpoints import checkpoint_files
     from server.device import check_devices
     from server.evaluation import evaluation_split
-    from server.handover import check_handover
+    from server.handover import handover_notes
     from server.parts import check_cohort
+    from server.population import no_labels
     from server.robustness import check_attack
     from shared_models.stage_task import check_calibration, final_task
     from shared_models.tasks.trial import try_out
@@ -61,10 +62,12 @@ def check(config: Config, folder: Path, plan: str | None = None) -> None:
     evaluation_split(config, host.task)
     check_attack(config, host.task)
     if not checkpoint_files(folder / "checkpoints"):
-        check_handover(config)
+        handover_notes(config)
     check_devices(config)
     _check_victims(config.faults, host.client_ids)
     for stage in config.learning_stages:
+        if not host.taking_part(stage):
+            raise no_labels(config, stage)
         host.trainer(stage.name)
         check_cohort(stage, len(host.taking_part(stage)))
         check_budget(_demand(stage, host), config.keep_checkpoints, room_at(folder))

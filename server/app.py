@@ -20,7 +20,7 @@ from server.events import Notice, Observer
 from server.fleet import CLIENT_DEADLINE_S, Letter, exchange
 from server.fleet_register import Register
 from server.fleet_run import fleet_folder, fleet_register, held_for_run, recorded
-from server.handover import check_handover
+from server.handover import handover_notes
 from server.manifest import Engine
 from server.plain import print_event
 from server.population import Enough, Roll
@@ -61,7 +61,7 @@ def make_app(observe: Observer = print_event) -> ServerApp:
         out = Path(str(given)) if given else new_run_folder(Path("runs"), config.name)
         if not given:
             observe(Notice(f"run folder {out.absolute()}"))
-        config, folder = _open(settings, out)
+        config, folder = _open(settings, out, observe)
         with folder.held():
             learn(config, folder, make_transport(grid, config.client_deadline_s), observe)
 
@@ -71,14 +71,14 @@ def make_app(observe: Observer = print_event) -> ServerApp:
 def _train_fleet(grid: Grid, settings: RunConfig, flower_run: int, observe: Observer) -> None:
     path = fleet_folder(str(settings["run"]), str(settings.get("out") or ""), os.environ)
     with recorded(path, flower_run, observe) as told:
-        config, folder = _open(settings, path)
+        config, folder = _open(settings, path, told)
         with held_for_run(folder):
             fleet = Fleet(str(settings["run"]), fleet_register(os.environ), told)
             transport = make_transport(grid, config.client_deadline_s, fleet)
             learn(config, folder, transport, told)
 
 
-def _open(settings: RunConfig, path: Path) -> tuple[Config, RunFolder]:
+def _open(settings: RunConfig, path: Path, observe: Observer) -> tuple[Config, RunFolder]:
     """Returns the run's config, with all of its plan settled, and its folder.
 
     Where nobody measured, nodes settle the plan in the same way; the folder has to say how.
@@ -88,8 +88,8 @@ def _open(settings: RunConfig, path: Path) -> tuple[Config, RunFolder]:
     check_devices(config)
     check_calibration(config)
     resume = bool(settings.get("resume"))
-    if not resume:
-        check_handover(config)
+    for note in () if resume else handover_notes(config):
+        observe(Notice(note))
     return config, open_run(config, path, resume=resume)
 
 

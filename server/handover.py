@@ -49,32 +49,39 @@ def begun(config: Config, stage: TrainStage, made: Made) -> Beginning:
     return Beginning(in_dtype(_new(stage, task, config.seed), dtype), extras)
 
 
-def check_handover(config: Config) -> None:
-    """Raises `InputError`, before anything is trained, where prefixes of a stage make no sense.
+def handover_notes(config: Config) -> tuple[str, ...]:
+    """Returns what somebody may not have meant in what stages take over, reset and freeze.
 
-    That is where they are no array's, or what a stage freezes nobody has learnt.
+    Raises `InputError`, before anything is trained, where their prefixes are no array's, or nothing
+    is taken over.
     """
 
     def untrained(own: TrainStage) -> Arrays:
         return stage_task(config, own.name).build(config.seed)
 
+    notes: list[str] = []
     for stage in config.learning_stages:
         new, before = untrained(stage), remembered(config, stage, untrained)
         require_prefixes(f"stages.{stage.name}.freezes", stage.freezes, new)
         if before and stage.student is None:
             handed_over(stage, stage_task(config, stage.name), before, config.seed)
-            _require_learnt(stage, [name for name in new if name in before])
+            notes += _notes(stage, [name for name in new if name in before])
+    return tuple(notes)
 
 
-def _require_learnt(stage: TrainStage, known: Sequence[str]) -> None:
-    """Raises `InputError` for a prefix in `freezes` of which nothing that is known is taken."""
+def _notes(stage: TrainStage, known: Sequence[str]) -> list[str]:
+    """Returns what a stage freezes that no stage has learnt; `known` is what one before it had."""
     taken = [name for name in known if is_taken(stage, name)]
-    for prefix in stage.freezes:
-        if not any(name.startswith(prefix) for name in taken):
-            raise InputError(
-                f"stages.{stage.name}.freezes: {prefix!r} would stay as random as it begins: "
-                "no stage before has left it, or it is not taken over"
-            )
+    if stage.takes and not taken:
+        raise InputError(
+            f"stages.{stage.name}.takes: nothing is taken over: resets names all of it"
+        )
+    return [
+        f"stage {stage.name!r} freezes {prefix!r} as random as it begins: no stage before has "
+        "left it, or it is not taken over"
+        for prefix in stage.freezes
+        if not any(name.startswith(prefix) for name in taken)
+    ]
 
 
 def remembered(config: Config, stage: TrainStage, made: Made) -> Arrays:

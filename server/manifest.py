@@ -47,7 +47,11 @@ def make_manifest(config: Config, population: Population, engine: Engine) -> dic
             "threads": 1,
             **_block_map(population),
         },
-        "population": {"clients": len(population), "examples": sum(population.examples)},
+        "population": {
+            "clients": len(population),
+            "examples": sum(population.examples),
+            **({"labelled": sum(population.labelled)} if population.labelled else {}),
+        },
         **({"init": config.init, "init_sha256": config.init_sha256} if config.init else {}),
         "data_sha256": list(population.data_sha256),
         **_hosts(population),

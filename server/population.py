@@ -157,7 +157,8 @@ def only(population: Population, groups: tuple[tuple[int, ...], ...]) -> Populat
     if unknown := sorted(set(wanted) - set(population.client_ids)):
         raise InputError(f"plan.nodes: the data has no client {unknown[0]}")
     examples = tuple(population.examples_of[client_id] for client_id in wanted)
-    labelled = tuple(population.labelled_of[client_id] for client_id in wanted)
+    known = population.labelled_of if population.labelled else {}
+    labelled = tuple(known[client_id] for client_id in wanted if known)
     return replace(
         population, client_ids=wanted, examples=examples, groups=groups, labelled=labelled
     )
@@ -177,13 +178,19 @@ def of_stage(population: Population, config: Config, stage: TrainStage) -> Popul
     }
     ids = tuple(client_id for client_id, own in counts.items() if own)
     if not ids:
-        raise InputError(
-            f"data.labelled_fraction: with {fraction:g} no client has a label for stage "
-            f"{stage.name!r}"
-        )
+        raise no_labels(config, stage)
     node_of = population.node_of and {k: population.node_of[k] for k in ids}
     examples = tuple(counts[client_id] for client_id in ids)
     return replace(population, client_ids=ids, examples=examples, node_of=node_of, labelled=())
+
+
+def no_labels(config: Config, stage: TrainStage) -> InputError:
+    """Returns what to raise where nobody has a label for a stage."""
+    fraction = config.data.labelled_fraction
+    told = "the data has none (-1 in y): label some examples"
+    if fraction < 1.0:
+        told = f"data.labelled_fraction = {fraction:g} leaves none: show more of them"
+    return InputError(f"stages.{stage.name}: no client has a label; {told}")
 
 
 def _shared(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population:

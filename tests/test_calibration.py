@@ -272,7 +272,7 @@ def test_a_part_whose_input_is_drawn_is_not_calibrated_by_clients(
     assert run(["simulate", str(config), "--out", str(tmp_path / "run")]) == 2
     assert "'mnist-gan' only 'generator' is exported" in capsys.readouterr().err
     with pytest.raises(InputError, match="clients have no data for it"):  # a fleet's server
-        _open({"config": config.read_text()}, tmp_path / "run")
+        _open({"config": config.read_text()}, tmp_path / "run", lambda _: None)
     assert not (tmp_path / "run").exists()
 
 

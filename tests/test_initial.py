@@ -80,7 +80,7 @@ def test_weights_that_changed_or_are_missing_are_told(trunk: Path, tmp_path: Pat
 def test_a_server_that_has_no_such_weights_makes_no_run_of_it(tmp_path: Path) -> None:
     settings = {"config": to_toml(going_on(tmp_path / "elsewhere"))}
     with pytest.raises(InputError, match="no such file here; it is read where the server runs"):
-        _open(settings, tmp_path / "run")
+        _open(settings, tmp_path / "run", lambda _: None)
     assert not (tmp_path / "run").exists()
 
 

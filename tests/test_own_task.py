@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +104,10 @@ LABELS = 'labels=("still", "walking", "running")'
         (FORWARD, "return x, x", r"shown \(2, 50, 3\) and answered with a tuple, not a tensor"),
         ("nn.Linear(32, 3)", "nn.Linear(32, 4)", r"answered \(2, 4\); with 3 .* answer \(2, 3\)"),
         ("nn.Linear(32, 3)", "nn.Linear(32, '3')", r", line 19: TypeError: .*make_model"),
+        (FORWARD, "exit(3)", r", line 22: SystemExit: 3"),
+        ("InputSpec(shape=(50, 3), mean=(0.0,), std=(1.0,))", "(50, 3)", "not an InputSpec"),
         ("    Moves,\n", "    Moves(),\n", "make_model is a model.* give its class, Moves"),
-        (LABELS, 'labels=("still")', r"labels are to be a tuple .*, not 'still'; .* \(\"one\",\)"),
+        (LABELS, 'labels=("still")', r"labels are to be a tuple .* \(\"one\",\), not 'still'"),
         (LABELS, 'labels=("still", "still", "running")', "the label 'still' is there twice"),
     ],
 )
@@ -115,6 +118,21 @@ def test_what_is_wrong_with_its_model_is_told_with_its_place(
     try_out("moves:TASK", task_of(MINE))
     with pytest.raises(InputError, match=rf"^task 'moves:TASK': .*{told}"):
         try_out("moves:TASK", task_of(MINE.replace(right, wrong)))
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"loss": lambda outputs, _: outputs[:, 0]}, "loss is to return one number"),
+        ({"loss": lambda *_: None}, "loss is to return one number"),
+        ({"metrics": lambda *_: None}, "AttributeError: 'NoneType'"),
+        ({"metrics": lambda outputs, _: {"a": outputs.mean()}}, r"a value an example, .*'a': \(\)"),
+        ({"label_shape": 5}, "TypeError: .*label_shape"),
+    ],
+)
+def test_what_it_measures_by_is_tried(changed: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=f"^task 'moves:TASK': moves.py.*{told}"):
+        try_out("moves:TASK", replace(task_of(MINE), **changed))
 
 
 def task_of(source: str) -> Task:

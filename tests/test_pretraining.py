@@ -14,13 +14,15 @@ from torch.nn.functional import cosine_similarity
 
 from clients.host import open_host
 from clients.trainers import TRAINERS
+from deploy.cli import run
+from deploy.simulate import check
 from server.evaluation import evaluation_split
 from server.population import Population, merge_hellos, of_stage
 from server.run_folder import RunFolder
 from shared_models.arrays import in_dtype, load_arrays, roles_of
 from shared_models.augmentations import augmentation_of
 from shared_models.config import Config, parse_config
-from shared_models.datasets.load import load_dataset
+from shared_models.datasets.load import load_dataset, load_task_data
 from shared_models.errors import ConfigError, InputError
 from shared_models.files import sha256_of
 from shared_models.inputs import InputSpec
@@ -233,11 +235,37 @@ def test_of_labels_that_are_there_a_share_can_be_hidden(marked: tuple[Path, Path
         assert (host.data_for("pretrain")(client_id).y == UNLABELLED).any()
 
 
-def test_without_any_label_nobody_can_train(marked: tuple[Path, Path]) -> None:
-    own = parse_config(of_file(marked[1], 1.0) + PRETRAIN + FINETUNE, "x")
-    hello = replace(open_host(own).hello(), labelled=(0,) * len(open_host(own).client_ids))
-    with pytest.raises(InputError, match="no client has a label for stage 'finetune'"):
-        of_stage(merge_hellos({1: hello}), own, own.stage("finetune"))
+@pytest.mark.parametrize(
+    ("fraction", "told"),
+    [
+        (1.0, r"stages.finetune: no client has a label; the data has none \(-1 in y\)"),
+        (0.5, "stages.finetune: no client has a label; data.labelled_fraction = 0.5 leaves none"),
+    ],
+)
+def test_without_any_label_nobody_can_train(fraction: float, told: str, tmp_path: Path) -> None:
+    x, y = np.zeros((30, 64), np.float32), np.full(30, -1)
+    np.savez(tmp_path / "none.npz", x=x, y=y, x_test=x[:3], y_test=np.arange(3))
+    own = parse_config(of_file(tmp_path / "none.npz", fraction) + PRETRAIN + FINETUNE, "x")
+    with pytest.raises(InputError, match=told):
+        check(own, tmp_path / "run")
+    with pytest.raises(InputError, match=told):
+        of_stage(merge_hellos({1: open_host(own).hello()}), own, own.stage("finetune"))
+
+
+def test_a_task_without_labels_wants_none_to_be_missing(tmp_path: Path) -> None:
+    np.savez(tmp_path / "few.npz", x=np.zeros((30, 28, 28), np.uint8), y=np.full(30, -1))
+    with pytest.raises(
+        InputError, match="has -1 in y, for no label; task 'mnist-gan' has no labels"
+    ):
+        load_task_data(load_task("mnist-gan"), str(tmp_path / "few.npz"))
+
+
+def test_how_many_have_no_label_is_told(
+    marked: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file, told in zip(marked, (False, True), strict=True):
+        assert run(["data", "info", str(file)]) == 0
+        assert ("training examples have no label" in capsys.readouterr().out) is told
 
 
 def test_nobody_measures_with_examples_that_have_no_label(tmp_path: Path) -> None:

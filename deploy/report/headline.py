@@ -88,20 +88,24 @@ def _what(story: Story) -> str:
     population = story.manifest.get("population", {})
     clients = population.get("clients") if isinstance(population, dict) else None
     parameters = story.model.parameters or story.totals.params
-    pupil = next((own for stage in story.stages if (own := stage.settings.get("student"))), None)
-    taught = f" that {story.task} taught" if pupil else ""
+    pupils = [own for stage in story.stages if (own := stage.settings.get("student"))]
+    *teachers, name = [story.task, *pupils]
+    taught = f" that {teachers[-1]} taught" if teachers else ""
     size_of = f", a model of {parameters:,} parameters{taught}," if parameters else ""
     who = f" by {plural(clients, 'client')}" if isinstance(clients, int) else ""
     who += _a_round(story, clients) if who else ""
     data = f" on {story.model.dataset}" if story.model.dataset else ""
     told = story.config.get("data", {})
     data = f" on {told['name']}" if told.get("name") else data
-    what = f"{pupil or story.task}{size_of} {_verb(story)} trained{data}{who}"
-    return f"{what}, in {_stages(story)}.{_labelled(told.get('labelled_fraction', 1.0))}"
+    what = f"{name}{size_of} {_verb(story)} trained{data}{who}"
+    return f"{what}, in {_stages(story)}.{_labelled(story, population)}"
 
 
-def _labelled(fraction: float) -> str:
+def _labelled(story: Story, population: object) -> str:
     """Returns how few labels there are, if there are few."""
+    fraction = float(story.config.get("data", {}).get("labelled_fraction", 1.0))
+    if isinstance(population, dict) and "labelled" in population:
+        fraction *= population["labelled"] / population["examples"]
     return "" if fraction == 1.0 else f" Of the examples {100 * fraction:.3g} % have a label."
 
 

@@ -179,12 +179,6 @@ def _encoder_fault(told: Mapping[str, Any]) -> str | None:
     return None
 
 
-def handover_fault(told: Mapping[str, Any]) -> str | None:
-    """Returns what a stage both takes over and begins anew, or None."""
-    both = next((own for own in told["takes"] if own.startswith(tuple(told["resets"]))), None)
-    return both and f"resets: contradicts takes: {both!r} cannot begin anew and be taken over"
-
-
 def cohort_fault(told: Mapping[str, Any]) -> str | None:
     """Returns why a round, whole as it may be, is too small for the aggregator, or None."""
     clients, aggregator, fault = told["clients_per_round"], told["aggregator"], None

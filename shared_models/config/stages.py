@@ -20,7 +20,6 @@ from shared_models.config.parts import (
     cohort_fault,
     combination_fault,
     distill_fault,
-    handover_fault,
     number_fault,
     pretrain_fault,
     quantize_fault,
@@ -164,8 +163,6 @@ class TrainStage(Table):
         if fault := number_fault(told) or combination_fault(told) or cohort_fault(told):
             raise ValueError(fault)
         if fault := quantize_fault(told) or distill_fault(told) or pretrain_fault(told):
-            raise ValueError(fault)
-        if fault := handover_fault(told):
             raise ValueError(fault)
         if self.min_clients > self.clients_per_round:
             raise ValueError("min_clients: is more than clients_per_round")

@@ -16,6 +16,7 @@ from shared_models.datasets.fetch import cache_folder, cached, check_hash, fetch
 from shared_models.datasets.npz import read_npz
 from shared_models.datasets.voc import read_voc
 from shared_models.errors import DataError, InputError, WildflowerError, did_you_mean, one_line
+from shared_models.labelled import UNLABELLED, has_label
 
 if TYPE_CHECKING:
     from shared_models.task import Task
@@ -101,6 +102,11 @@ def check_fit(task: Task, name: str, split: Split) -> None:
         raise InputError(
             f"dataset {name!r} has label {split.y.max()}, "
             f"task {task.name!r} has {len(task.labels)} labels, 0 to {len(task.labels) - 1}"
+        )
+    if not task.labels and not has_label(split.y).all():
+        raise InputError(
+            f"dataset {name!r} has {UNLABELLED} in y, for no label; "
+            f"task {task.name!r} has no labels"
         )
     tokens = split.x if task.input.tokens and isinstance(split.x, np.ndarray) else None
     if tokens is not None and not (tokens.min() >= 0 and tokens.max() < task.input.tokens):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shared_models.errors import InputError, one_line
+from shared_models.inputs import InputSpec
 from shared_models.task import Task
 from shared_models.tasks.own import file_of
 
@@ -25,28 +26,35 @@ def try_out(name: str, task: Task) -> None:
     `name` is that of the config, `module:attribute`: the file is told, and the line if it is there.
     """
     _check_labels(name, task.labels)
+    if not isinstance(task.input, InputSpec):
+        raise InputError(f"task {name!r}: input is {task.input!r}, not an InputSpec")
     if isinstance(task.make_model, nn.Module):
         raise InputError(
             f"task {name!r}: make_model is a model, and is to make one: give its class, "
             f"{type(task.make_model).__name__}"
         )
-    x, y = torch.from_numpy(task.sample(_EXAMPLES)), torch.zeros(_EXAMPLES, *task.label_shape)
-    with _told(name, "make_model()"):
+    with _told(name, "make_model(), of this input and label_shape"):
+        x, y = torch.from_numpy(task.sample(_EXAMPLES)), torch.zeros(_EXAMPLES, *task.label_shape)
         model = task.model().eval()
     shown = f"the model was shown {tuple(x.shape)}"
     with _told(name, shown), torch.no_grad():
         outputs = model(x)
     _check_outputs(name, task, outputs, shown)
-    with _told(name, f"the model was shown {tuple(x.shape)} and answered {tuple(outputs.shape)}"):
+    with _told(name, f"{shown} and answered {tuple(outputs.shape)}"):
         target = task.target(x, y.long())
-        task.loss(outputs, target), task.metrics(outputs, target)
+        loss, metrics = task.loss(outputs, target), task.metrics(outputs, target)
+        found = {key: tuple(own.shape) for key, own in metrics.items()}
+        if not isinstance(loss, Tensor) or loss.shape != ():
+            raise TypeError("loss is to return one number, the mean over the batch, as a tensor")
+        if any(shape != (_EXAMPLES,) for shape in found.values()):
+            raise TypeError(f"metrics are to return a value an example, not of shape {found}")
 
 
 def _check_labels(name: str, labels: object) -> None:
     if not isinstance(labels, tuple) or not all(isinstance(label, str) for label in labels):
         raise InputError(
-            f"task {name!r}: labels are to be a tuple of texts, not {labels!r}; "
-            'of one alone it is ("one",)'
+            f'task {name!r}: labels are to be a tuple of texts, ("one", "other") or of one alone '
+            f'("one",), not {labels!r}'
         )
     twice = next((label for label in labels if labels.count(label) > 1), None)
     if twice is not None:
@@ -72,7 +80,7 @@ def _told(name: str, doing: str) -> Iterator[None]:
     """Tells what somebody else's code raises in a line, with its place in their file."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         file = file_of(name)
         own = [at for at in traceback.extract_tb(error.__traceback__) if at.filename == file]
         place = f"{file}, line {own[-1].lineno}" if own else file
