@@ -72,10 +72,6 @@ def handover_notes(config: Config) -> tuple[str, ...]:
 def _notes(stage: TrainStage, known: Sequence[str]) -> list[str]:
     """Returns what a stage freezes that no stage has learnt; `known` is what one before it had."""
     taken = [name for name in known if is_taken(stage, name)]
-    if stage.takes and not taken:
-        raise InputError(
-            f"stages.{stage.name}.takes: nothing is taken over: resets names all of it"
-        )
     return [
         f"stage {stage.name!r} freezes {prefix!r} as random as it begins: no stage before has "
         "left it, or it is not taken over"
@@ -103,12 +99,16 @@ def handed_over(stage: TrainStage, task: Task, before: Arrays, seed: int) -> Arr
 
     Those that begin with a prefix in `resets`, with `takes` all others than those, and those that
     are not among the arrays `before`, are initialised anew, in a way that depends on the seed and
-    the stage's name alone. Raises `InputError` when a prefix is nobody's.
+    the stage's name alone. Raises `InputError` when a prefix is nobody's, or `takes` takes nothing.
     """
     new = _new(stage, task, seed)
     both = {name: own for name, own in new.items() if name in before}
     require_prefixes(f"stages.{stage.name}.takes", stage.takes, both)
     require_prefixes(f"stages.{stage.name}.resets", stage.resets, new)
+    if stage.takes and not any(is_taken(stage, name) for name in both):
+        raise InputError(
+            f"stages.{stage.name}.takes: nothing is taken over: resets names all of it"
+        )
     dtype = next(own.dtype for own in before.values() if own.is_floating_point())
     return {
         name: before[name] if name in before and is_taken(stage, name) else own

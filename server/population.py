@@ -116,9 +116,8 @@ def hello_fault(hello: Hello) -> str | None:
     for client_id, count in zip(hello.client_ids, hello.examples, strict=True):
         if count < 1:
             return f"client {client_id} says it has {count} examples"
-    for client_id, own, count in zip(
-        hello.client_ids, hello.labelled, hello.examples, strict=False
-    ):
+    labelled = hello.labelled or hello.examples
+    for client_id, own, count in zip(hello.client_ids, labelled, hello.examples, strict=True):
         if not 0 <= own <= count:
             return f"client {client_id} says that {own} of its {count} examples have a label"
     if len(set(hello.client_ids)) < len(hello.client_ids):
@@ -214,7 +213,9 @@ def _own(hellos: Mapping[int, Hello], digests: tuple[str, ...]) -> Population:
     forgetful = tuple(k for k in ids if not hellos[node_of[k]].keeps_states)
     hosts = tuple(sorted(_hosts(hellos), key=_smallest))
     examples, labelled = _counts(hosts)
-    return Population(ids, examples, node_of, digests, hosts, (), forgetful, labelled)
+    return Population(
+        ids, examples, node_of, digests, hosts, forgetful=forgetful, labelled=labelled
+    )
 
 
 def _counts(hosts: Sequence[Hosted]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -270,7 +271,9 @@ def rejoined(
     digests = tuple(sorted({host.data_sha256 for host in hosts}))
     forgetful = tuple(client_id for client_id in now.forgetful if client_id in then)
     examples, labelled = _counts(hosts)
-    return Population(tuple(node_of), examples, node_of, digests, hosts, (), forgetful, labelled)
+    return Population(
+        tuple(node_of), examples, node_of, digests, hosts, forgetful=forgetful, labelled=labelled
+    )
 
 
 def _examples_of(host: Hosted) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,8 @@ import torch
 
 from deploy.cli import run
 from deploy.simulate import check
+from server.app import _open
+from server.events import Event, Notice
 from server.handover import handed_over, handover_notes
 from server.run_folder import RunFolder
 from shared_models.arrays import Arrays, load_arrays, roles_of
@@ -105,6 +107,17 @@ def test_what_is_frozen_and_nobody_has_learnt_is_noted(said: str, frozen: list[s
     notes = handover_notes(own)
     assert len(notes) == len(frozen)
     assert all(repr(prefix) in note for prefix, note in zip(frozen, notes, strict=True))
+
+
+def test_the_server_s_app_says_so_before_the_run_is_there(tmp_path: Path) -> None:
+    pretrain = 'kind = "pretrain"\nobjective = "simclr"'
+    text = DIGITS.replace('kind = "train"', pretrain) + FINETUNE
+    told: list[Event] = []
+    _open({"config": text + 'freezes = ["encoder.", "head."]'}, tmp_path / "noted", told.append)
+    assert ["'head.' as random" in own.text for own in told if isinstance(own, Notice)] == [True]
+    with pytest.raises(InputError, match=r"no array begins with 'hed.'"):
+        _open({"config": text + 'takes = ["hed."]'}, tmp_path / "refused", told.append)
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,14 @@ def test_weights_that_changed_or_are_missing_are_told(trunk: Path, tmp_path: Pat
         initial(going_on(trunk))
 
 
+def test_weights_that_are_no_numbers_are_told_before_anybody_is_asked(trunk: Path) -> None:
+    arrays = TASK.build(7)
+    arrays["encoder.conv.bias"][0] = torch.nan
+    save_arrays(trunk, arrays)
+    with pytest.raises(InputError, match=r"init: .*trunk.*encoder\.conv\.bias holds NaN"):
+        initial(going_on(trunk))
+
+
 def test_a_server_that_has_no_such_weights_makes_no_run_of_it(tmp_path: Path) -> None:
     settings = {"config": to_toml(going_on(tmp_path / "elsewhere"))}
     with pytest.raises(InputError, match="no such file here; it is read where the server runs"):

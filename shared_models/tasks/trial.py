@@ -41,13 +41,16 @@ def try_out(name: str, task: Task) -> None:
         outputs = model(x)
     _check_outputs(name, task, outputs, shown)
     with _told(name, f"{shown} and answered {tuple(outputs.shape)}"):
-        target = task.target(x, y.long())
-        loss, metrics = task.loss(outputs, target), task.metrics(outputs, target)
-        found = {key: tuple(own.shape) for key, own in metrics.items()}
-        if not isinstance(loss, Tensor) or loss.shape != ():
-            raise TypeError("loss is to return one number, the mean over the batch, as a tensor")
-        if any(shape != (_EXAMPLES,) for shape in found.values()):
-            raise TypeError(f"metrics are to return a value an example, not of shape {found}")
+        _check_measures(task, outputs, task.target(x, y.long()))
+
+
+def _check_measures(task: Task, outputs: Tensor, target: Tensor) -> None:
+    loss, metrics = task.loss(outputs, target), task.metrics(outputs, target)
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        raise TypeError("loss is to return one number, the mean over the batch, as a tensor")
+    shapes = {name: tuple(own.shape) for name, own in metrics.items()}
+    if any(shape != (_EXAMPLES,) for shape in shapes.values()):
+        raise TypeError(f"metrics are to return a value an example, not of shape {shapes}")
 
 
 def _check_labels(name: str, labels: object) -> None:
