@@ -62,23 +62,31 @@ class Settled:
     def describe(self) -> str:
         """Returns the plan, what was measured, and what was left out, in a line.
 
+        >>> import math
         >>> reason = "its loss is odd"
         >>> seconds, left_out = {"reused": 0.0034}, {"fused": reason, "low_rank": reason}
         >>> Settled(Plan(trainer="reused", block_size=25), seconds, left_out).describe()
         'reused, 25 clients a block (ms a client: reused 3.4; not fused, low_rank: its loss is odd)'
+        >>> Settled(Plan(trainer="loop", block_size=9), {"loop": math.nan}).describe()
+        'loop, 9 clients a block (nothing was measured: it alone fits)'
         """
-        told = sorted(self.seconds.items(), key=lambda item: item[1])
-        times = ", ".join(f"{name} {seconds * 1000:.3g}" for name, seconds in told)
-        notes = [f"ms a client: {times}", *_by_reason(self.left_out)] if times else []
+        told = sorted(self.ms_a_client.items(), key=lambda item: item[1])
+        times = ", ".join(f"{name} {took:.3g}" for name, took in told)
+        first = f"ms a client: {times}" if times else "nothing was measured: it alone fits"
+        notes = [first, *_by_reason(self.left_out)] if self.seconds else []
         size = self.plan.clients_per_block
         return f"{self.plan.trainer}, {size} clients a block" + (
             f" ({'; '.join(notes)})" if notes else ""
         )
 
+    @property
+    def ms_a_client(self) -> dict[str, float]:
+        """Milliseconds a client of each trainer that was measured."""
+        return {n: round(s * 1000, 3) for n, s in self.seconds.items() if math.isfinite(s)}
+
     def facts(self) -> dict[str, Mapping[str, float] | Mapping[str, str]]:
         """Returns what a manifest says: milliseconds a client, and why others were not measured."""
-        took = {n: round(s * 1000, 3) for n, s in self.seconds.items() if math.isfinite(s)}
-        return {"ms_a_client": took, "left_out": self.left_out}
+        return {"ms_a_client": self.ms_a_client, "left_out": self.left_out}
 
 
 def _by_reason(left_out: Mapping[str, str]) -> Iterator[str]:

@@ -19,6 +19,7 @@ from server.model_facts import model_facts
 from server.population import (
     Enough,
     Population,
+    few_labelled,
     hosts_these,
     merge_hellos,
     of_stage,
@@ -96,7 +97,10 @@ def _made(folder: RunFolder, stage: TrainStage) -> Arrays:
 def _run_stage(run: Run, stage: TrainStage, first: Beginning, latest: Checkpoint | None) -> Arrays:
     population = _population(run)
     _write_manifest(run, population)
-    population = of_stage(population, run.config, stage)
+    own = of_stage(population, run.config, stage)
+    for note in few_labelled(population, own, stage):
+        run.observe(Notice(note))
+    population = own
     if latest is not None and latest.population != population.client_ids:
         raise _changed("clients", len(latest.population), len(population))
     _require_connected(stage, population, stage.min_clients)

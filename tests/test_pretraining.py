@@ -17,7 +17,7 @@ from clients.trainers import TRAINERS
 from deploy.cli import run
 from deploy.simulate import check
 from server.evaluation import evaluation_split
-from server.population import Population, merge_hellos, of_stage
+from server.population import Population, few_labelled, merge_hellos, of_stage
 from server.run_folder import RunFolder
 from shared_models.arrays import in_dtype, load_arrays, roles_of
 from shared_models.augmentations import augmentation_of
@@ -285,6 +285,10 @@ def test_clients_without_labels_take_no_part_where_they_are_needed() -> None:
     few = of_stage(population, own, finetune)
     assert 0 < len(few) < len(population)
     assert few.client_ids == host.taking_part(finetune)
+    crowd = finetune.model_copy(update={"clients_per_round": 1000})
+    (note,) = few_labelled(population, few, crowd)
+    assert f"asks for {len(population)} clients a round; {len(few)} of" in note
+    assert not few_labelled(population, few, crowd.model_copy(update={"clients_per_round": 1}))
     assert all(len(host.data_for("finetune")(k).y) == n for k, n in few.examples_of.items())
     with pytest.raises(InputError, match="no client has a label"):
         of_stage(replace(population, client_ids=(1,), examples=(1,)), own, finetune)

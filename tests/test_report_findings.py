@@ -51,6 +51,13 @@ def test_a_model_is_held_against_always_saying_the_same(
     assert (cards(story)[0].tone == "bad") is useless
 
 
+def test_what_a_run_began_with_is_told(tmp_path: Path) -> None:
+    story = told(tmp_path, 0.5)
+    assert "beginning with" not in headline(story)[0]
+    begun = replace(story, config={**story.config, "init": "runs/a/train.safetensors"})
+    assert "of tune, beginning with the weights in runs/a/train.safetensors." in headline(begun)[0]
+
+
 @pytest.mark.parametrize(("values", "round_"), [((0.9, 0.8, 0.85), 1), ((0.86, 0.8, 0.85), None)])
 def test_a_round_that_was_clearly_better_is_named_as_the_charts_count(
     tmp_path: Path, values: tuple[float, ...], round_: int | None

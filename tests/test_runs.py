@@ -16,7 +16,9 @@ import pytest
 import torch
 
 from deploy.cli import run
+from deploy.report.reading import FAILED, keep_failure
 from server.checkpoints import checkpoint_files
+from server.run_folder import RunFolder
 from shared_models.files import locked, sha256_of
 from tests.conftest import DIGITS
 
@@ -364,6 +366,17 @@ def test_a_run_resumes_only_as_itself(refused: Refused, digits_toml: Path, tmp_p
     line = refused("simulate", digits_toml, "--out", out, "--resume", "-s", "seed=5")
     assert "'seed' differs" in line
     assert simulate(digits_toml, out, "--resume") == before
+
+
+def test_why_a_run_failed_outlives_another_that_would_go_on_there(
+    refused: Refused, digits_toml: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    simulate(digits_toml, out)
+    RunFolder(out).update_summary(status="failed")
+    keep_failure(out, "of that time")
+    assert "differs" in refused("simulate", digits_toml, "--out", out, "--resume", "-s", "seed=5")
+    assert json.loads((out / FAILED).read_text()) == {"reason": "of that time"}
 
 
 def test_folders_that_cannot_be_written(

@@ -32,8 +32,10 @@ from server.event_log import EVENTS, Ended, EventLog, read_event
 from server.events import BlockFinished, Event, Notice, StageStarted
 from server.fleet_run import fleet_folder, held_for_run, recorded
 from server.run_folder import RunFolder
+from shared_models.config import parse_config
 from shared_models.errors import InputError, RoundError, ServerError, WildflowerError
 from tests.in_memory import config_of
+from tests.test_own_task import CONFIG, MINE
 
 STARTED = StageStarted("train", 4, 0, 12, 10)
 QUICK = Pace(look_s=0.0, status_s=0.0, longest_s=0.0)
@@ -233,6 +235,19 @@ def case(tmp_path: Path) -> Case:
     remote, folder = NearBy(tmp_path / "state"), tmp_path / "here"
     submit(remote, config_of(), "digits-1", folder)
     return Case(remote, folder, [])
+
+
+def test_a_task_whose_model_answers_wrongly_is_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("sent.py").write_text(MINE.replace("nn.Linear(32, 3)", "nn.Linear(32, 4)"))
+    remote, folder = NearBy(tmp_path / "state"), tmp_path / "here"
+    own = parse_config(CONFIG.replace("moves:TASK", "sent:TASK"), "moves.toml")
+    with pytest.raises(InputError, match=r"task 'sent:TASK': .* answered \(2, 4\)"):
+        submit(remote, own, "moves-1", folder)
+    assert not remote.started
+    assert not folder.exists()
 
 
 def test_a_run_is_shown_until_it_is_done(case: Case) -> None:

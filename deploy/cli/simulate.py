@@ -160,7 +160,6 @@ class _Choice:
 
 
 def _run(config: Path, resolved: Config, choice: _Choice, shown: Shown) -> Path:
-    from deploy.planning import adopt_plan
     from deploy.report.closing import reported
     from deploy.simulate import check, open_grid
     from deploy.simulate import simulate as run_stages
@@ -175,7 +174,7 @@ def _run(config: Path, resolved: Config, choice: _Choice, shown: Shown) -> Path:
         check(resolved, near, choice.plan)
         path = _run_path(config, resolved, out, resume)
         if resume:
-            resolved = adopt_plan(resolved, RunFolder(path))
+            resolved = _same_run(resolved, RunFolder(path))
         try:
             about = AboutRun(path.name, path, to_toml(resolved))
             line = f"{resolved.name}: run folder {path}"
@@ -187,6 +186,19 @@ def _run(config: Path, resolved: Config, choice: _Choice, shown: Shown) -> Path:
                 f"`wildflower simulate {path} --resume` goes on"
             ) from None
     return path
+
+
+def _same_run(resolved: Config, folder: RunFolder) -> Config:
+    """Returns the config with the plan of the run in `folder`; raises `InputError` for another.
+
+    Before anything is written: why that run failed is its own.
+    """
+    from deploy.planning import adopt_plan
+
+    resolved = adopt_plan(resolved, folder)
+    if not folder.is_new():
+        folder.require_same(resolved)
+    return resolved
 
 
 def _is_done(folder: RunFolder, config: Config) -> bool:

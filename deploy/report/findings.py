@@ -81,6 +81,15 @@ def label_of(samples: Samples, place: int) -> str:
     return repr(label) if label.isspace() else label
 
 
+def quoted(label: str) -> str:
+    """Returns a label in quotes, which one of white space has already.
+
+    >>> quoted("walking"), quoted("' '")
+    ("'walking'", "' '")
+    """
+    return label if label == repr(label.strip("'")) else f"'{label}'"
+
+
 def failed_gates(story: Story) -> tuple[Artefact, ...]:
     """Returns the files that failed, where that is all for which the run did."""
     bad = tuple(file for file in story.files if not file.passed)

@@ -37,6 +37,14 @@ _WORDS = (
         ),
     ),
     ("accuracy", "The share of examples that the model answers rightly, from 0 to 1."),
+    (
+        "IoU, Dice, mean IoU",
+        (
+            "How told and true masks overlap. IoU and Dice: what is looked for, in each image, and "
+            "of these the mean. Mean IoU: all pixels at once, the mean over what they can be; "
+            "the background, which is easy, counts in it too."
+        ),
+    ),
     ("partition, skew", "How examples are dealt to clients, and how unlike their labels are."),
     ("confusion matrix", "How often what truly has one label is taken for another one."),
     (

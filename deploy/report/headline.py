@@ -20,6 +20,7 @@ from deploy.report.findings import (
     is_simulated,
     is_useless,
     label_of,
+    quoted,
 )
 from deploy.report.story import Stage, Story, value_of
 from deploy.report.words import duration, joined, named, number, percent, plural, size
@@ -98,7 +99,8 @@ def _what(story: Story) -> str:
     told = story.config.get("data", {})
     data = f" on {told['name']}" if told.get("name") else data
     what = f"{name}{size_of} {_verb(story)} trained{data}{who}"
-    return f"{what}, in {_stages(story)}.{_labelled(story, population)}"
+    begun = f", beginning with the weights in {init}" if (init := story.config.get("init")) else ""
+    return f"{what}, in {_stages(story)}{begun}.{_labelled(story, population)}"
 
 
 def _labelled(story: Story, population: object) -> str:
@@ -170,7 +172,7 @@ def _held_against(story: Story) -> list[str]:
     if least is None:
         return []
     label, value = least
-    told = f"Always saying '{label}' would give {number(value)}"
+    told = f"Always saying {quoted(label)} would give {number(value)}"
     return [
         f"Warning: it is hardly better than a model that learnt nothing. {told}."
         if is_useless(story)
@@ -264,7 +266,7 @@ def _score(story: Story) -> Card:
     note = "the server's test data" if _on_server(story) else TRAINED_ON
     tone: Literal["plain", "bad"] = "bad" if is_useless(story) else "plain"
     if least := baseline(story):
-        note += f"; always '{least[0]}': {number(least[1])}"
+        note += f"; always {quoted(least[0])}: {number(least[1])}"
     return Card(named(story.metric), number(final_value(story)), note, tone)
 
 
@@ -282,8 +284,8 @@ def _labels(story: Story) -> list[Card]:
     if not found or story.samples is None:
         return []
     share, place = found[0]
-    name = label_of(story.samples, place).strip("'")
-    return [Card("worst label", percent(share), f"of '{name}' is recognised")]
+    name = quoted(label_of(story.samples, place))
+    return [Card("worst label", percent(share), f"of {name} is recognised")]
 
 
 def _time(story: Story) -> Card:
