@@ -26,7 +26,7 @@ from shared_models.labelled import has_label, labelled, labelled_count
 from shared_models.messages import Hello
 from shared_models.objectives.choice import objective_of
 from shared_models.schedules import schedule_of
-from shared_models.stage_task import stage_task
+from shared_models.stage_task import reads_labels, stage_task
 from shared_models.task import Task
 from shared_models.tasks import load_task
 from shared_models.versions import versions
@@ -94,13 +94,14 @@ class Host:
     def data_for(self, stage_name: str) -> DataOf:
         """Returns what gives the examples that clients have for a learning stage."""
         some = self.config.data.labelled_fraction < 1.0 or self._some_lack_labels
-        needs_labels = self.config.stage(stage_name).needs_labels
-        return self.labelled_of if some and needs_labels else self.data_of
+        reads = some and reads_labels(self.config, self.config.stage(stage_name))
+        return self.labelled_of if reads else self.data_of
 
     def taking_part(self, stage: TrainStage) -> tuple[int, ...]:
         """Returns the ids of the clients that have examples for a stage."""
         fraction, seed = self.config.data.labelled_fraction, self.config.seed
-        if not stage.needs_labels or (fraction == 1.0 and not self._some_lack_labels):
+        some = fraction < 1.0 or self._some_lack_labels
+        if not some or not reads_labels(self.config, stage):
             return self.client_ids
         pairs = zip(self.client_ids, self.labels(self.client_ids), strict=True)
         return tuple(k for k, own in pairs if labelled_count(fraction, seed, k, own))

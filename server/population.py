@@ -11,6 +11,7 @@ from shared_models.config import Config, TrainStage
 from shared_models.errors import CheckpointError, InputError, RoundError
 from shared_models.labelled import labelled_count
 from shared_models.messages import ABSENT, Hello
+from shared_models.stage_task import reads_labels
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def of_stage(population: Population, config: Config, stage: TrainStage) -> Popul
     Raises `InputError` when nobody has a label.
     """
     fraction = config.data.labelled_fraction
-    if not stage.needs_labels or (fraction == 1.0 and not population.labelled):
+    if (fraction == 1.0 and not population.labelled) or not reads_labels(config, stage):
         return population
     counts = {
         client_id: labelled_count(fraction, config.seed, client_id, own)

@@ -57,7 +57,7 @@ def augmentation_of(spec: InputSpec) -> Augmentation:
     Raises `InputError` for any other.
     """
     if spec.dtype == "float32" and len(spec.shape) == 3:
-        return _images(spec.shape)
+        return _images(spec)
     if spec.dtype == "float32" and len(spec.shape) == 2:
         return _windows(spec)
     raise InputError(
@@ -66,8 +66,9 @@ def augmentation_of(spec: InputSpec) -> Augmentation:
     )
 
 
-def _images(shape: tuple[int, ...]) -> Augmentation:
-    _, height, width = shape
+def _images(spec: InputSpec) -> Augmentation:
+    _, height, width = shape = spec.shape
+    black, scale = (np.array(own) / spec.white for own in (spec.mean, spec.std))
 
     def draw(rng: Rng, examples: int) -> Noise:
         return {
@@ -82,8 +83,10 @@ def _images(shape: tuple[int, ...]) -> Augmentation:
         y_at, x_at = torch.meshgrid(rows, columns, indexing="ij")
         places = torch.stack([x_at, y_at, torch.ones_like(x_at)], dim=-1).reshape(-1, 3)
         grid = (places @ noise["affine"].transpose(1, 2)).reshape(-1, height, width, 2)
-        shown = grid_sample(x, grid, align_corners=True)
-        return shown * noise["light"] + noise["speckle"]
+        # From 0, which is black, to 1: what comes in from outside is black, as it is dimmed to.
+        offset, full = (_tensor(own).to(x.device, x.dtype) for own in (black, scale))
+        shown = grid_sample(x * full + offset, grid, align_corners=True)
+        return (shown * noise["light"] + noise["speckle"] - offset) / full
 
     return Augmentation(draw, apply)
 

@@ -15,7 +15,7 @@ from shared_models.errors import InputError
 from shared_models.objectives.choice import pretext_of
 from shared_models.objectives.distill import Teaching, distill
 from shared_models.pruning import Cut, narrowed
-from shared_models.task import Task
+from shared_models.task import Task, as_given
 from shared_models.tasks import load_task
 
 
@@ -52,6 +52,14 @@ def task_before(config: Config, stage_name: str) -> Task:
 def final_task(config: Config) -> Task:
     """Returns the task whose model a run ends with."""
     return stage_task(config, config.stages[-1].name)
+
+
+def reads_labels(config: Config, stage: TrainStage) -> bool:
+    """Whether clients train in a stage on their labelled examples alone.
+
+    They do not where answers are compared with the input, as an autoencoder's are.
+    """
+    return stage.kind != "pretrain" and stage_task(config, stage.name).target is not as_given
 
 
 def check_calibration(config: Config) -> None:

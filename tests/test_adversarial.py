@@ -70,6 +70,17 @@ def test_fgsm_is_one_step_along_the_sign_of_the_slope() -> None:
     assert torch.equal(worst, (x + 0.05 * slope.sign()).clamp(0.0, 1.0).clamp(x - 0.05, x + 0.05))
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_what_lies_beyond_black_or_white_is_bounded_by_neither(sign: float) -> None:
+    dark_and_light = torch.tensor([0.02, 0.98]).reshape(2, 1, 1, 1).expand(2, 1, 8, 8)
+    x = torch.cat([dark_and_light, dark_and_light])
+    x[2:, 0, 0, 0] = -1.0
+    about = TASK.input, by_autograd
+    worst = perturbed(lambda own: sign * own.sum(), x, None, Attack(0.1, 1), about)
+    assert 0.0 <= worst[:2].min() <= worst[:2].max() <= 1.0
+    torch.testing.assert_close(worst[2:], x[2:] + 0.1 * sign)
+
+
 def test_both_ways_to_the_gradient_attack_alike() -> None:
     (_, one), (_, other) = [
         attacked(TASK, Attack(0.1, 3), way) for way in (by_autograd, by_transform)
@@ -104,20 +115,20 @@ def test_workers_change_no_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "told", "first"),
     [
-        ("text-rnn", "'text-rnn' takes tokens"),
-        ("mnist-autoencoder", "'mnist-autoencoder' has no labels"),
-        ("mnist-vae", "'mnist-vae' has no labels"),
-        ("mnist-gan", "'mnist-gan' has no labels"),
+        ("text-rnn", "takes tokens", "takes tokens"),
+        ("mnist-autoencoder", "has no labels", "has no labels"),
+        ("mnist-vae", "has no labels", "has an objective of its own"),
+        ("mnist-gan", "has no labels", "has an objective of its own"),
     ],
 )
-def test_what_cannot_be_attacked_is_named(name: str, told: str) -> None:
+def test_what_cannot_be_attacked_is_named(name: str, told: str, first: str) -> None:
     config, task = parse_config(ADVERSARIAL + ROBUST, "x"), load_task(name)
     ground = Ground(task, sgd(0.1), by_autograd, roles_of(task.model(), ()))
-    with pytest.raises(InputError, match=f"objective: 'adversarial' cannot be: task {told}"):
+    with pytest.raises(InputError, match=f"'adversarial' cannot be: task '{name}' {first}"):
         objective_of(config.learning_stages[0], task)(ground)
-    with pytest.raises(InputError, match=f"evaluate.adversarial_epsilon: task {told}"):
+    with pytest.raises(InputError, match=f"evaluate.adversarial_epsilon: task '{name}' {told}"):
         check_attack(config, task)
 
 

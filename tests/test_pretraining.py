@@ -187,6 +187,15 @@ def test_stages_with_labels_see_these_alone() -> None:
     assert len(few.y) == labelled_count(0.1, 0, 3, owned) < owned / 5
 
 
+def test_who_finds_the_input_again_needs_no_labels() -> None:
+    own = parse_config(HEAD.replace("digits-cnn", "mnist-autoencoder") + TRAIN, "x")
+    host, (stage,) = open_host(own), own.learning_stages
+    population = merge_hellos({1: host.hello()})
+    assert of_stage(population, own, stage) == population
+    assert host.taking_part(stage) == host.client_ids
+    assert len(host.data_for(stage.name)(3).y) == host.examples([3])[0]
+
+
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The digits with all labels, and with -1 for those that a config with a tenth would hide."""

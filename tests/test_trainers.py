@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -359,6 +360,23 @@ def test_a_trainer_that_cannot_says_why() -> None:
         make_trainer("fused", training)
     with pytest.raises(InputError, match=r"layer encoder.conv \(Conv2d\) is not dense"):
         make_trainer("low_rank", training_of(load_task("digits-cnn")))
+    for odd in ({"batch_first": False}, {"dropout": 0.5, "num_layers": 2}, {"bidirectional": True}):
+        task = replace(load_task("watch-lstm"), make_model=functools.partial(Recurrent, odd))
+        with pytest.raises(InputError, match=r"layer encoder \(LSTM\) is not batch_first=True"):
+            make_trainer("vectorised", training_of(task))
+
+
+class Recurrent(nn.Module):
+    """A classifier of windows by an LSTM that is made in another way."""
+
+    def __init__(self, how: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(6, 4, **{"batch_first": True, **how})
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(x)[0][:, -1])
+        return logits
 
 
 @pytest.mark.skipif(find_compiler() is None, reason="there is no C compiler here")

@@ -18,8 +18,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from deploy.cli import run
 from deploy.edge.answers import SCORINGS
 from deploy.edge.bundle import write_bundle
+from deploy.simulate import check
 from shared_models.arrays import Arrays, roles_of
 from shared_models.boxes import CELL, average_precision, decode, real_boxes
+from shared_models.config import parse_config
 from shared_models.datasets.load import load_dataset
 from shared_models.datasets.voc import BOXES, PATCH
 from shared_models.errors import DataError, InputError
@@ -28,13 +30,12 @@ from shared_models.gradients import by_autograd
 from shared_models.models.gan import LATENT, PIXELS, Gan, noise_of_images
 from shared_models.models.unet import UNet
 from shared_models.objectives import Batch, Broadcast, Ground
-from shared_models.objectives.fedprox import fedprox
 from shared_models.objectives.gan import DISCRIMINATOR, GENERATOR
 from shared_models.optimizers.sgd import sgd
 from shared_models.tasks import load_task
 from shared_models.tasks.detection import detection_loss, wanted
 from shared_models.tasks.segmentation import overlap
-from tests.conftest import ROOT
+from tests.conftest import DIGITS, ROOT
 from tests.learning import learnt, overrides
 
 
@@ -124,12 +125,13 @@ def test_a_last_batch_of_one_example_is_played() -> None:
     assert torch.isfinite(metrics["loss"])
 
 
-def test_a_gan_takes_no_objective_that_would_add_up_both_losses() -> None:
-    task, objective = load_task("mnist-gan"), fedprox(ground(), mu=0.1)
-    batch = Batch(torch.zeros(3, 1, 28, 28), torch.zeros(3))
-    local = objective.begin(Broadcast(task.build(0), {}), {}, batch)
-    with pytest.raises(InputError, match="no other objective than 'fedavg'"):
-        objective.step(local, batch, {})
+@pytest.mark.parametrize("name", ["mnist-gan", "mnist-vae"])
+def test_an_objective_of_its_own_takes_no_other(name: str, tmp_path: Path) -> None:
+    asked = (f"task='{name}'", "stages.train.objective='fedprox'", "stages.train.proximal_mu=0.1")
+    config = parse_config(DIGITS, "x", overrides=asked)
+    told = f"stages.train.objective: 'fedprox' cannot be: task '{name}' has an objective of its own"
+    with pytest.raises(InputError, match=told):
+        check(config, tmp_path / "run")
 
 
 def test_noise_of_an_evaluation_is_normal_and_the_same_in_any_batch() -> None:

@@ -29,6 +29,7 @@ from clients.training import (
     noise_source,
     order_of,
 )
+from shared_models.errors import InputError
 from shared_models.gradients import by_transform
 from shared_models.messages import BlockRequest
 from shared_models.models.scanned import scanned
@@ -40,13 +41,18 @@ Nest: TypeAlias = Any  # dicts and tuples of tensors, each stacked along its fir
 
 
 def vectorised(training: Training) -> BlockTrainer:
-    """Returns the trainer; it fits every task, compiled only where the learning rate stays.
+    """Returns the trainer; compiled only where the learning rate stays.
 
     Raises `Unfit` otherwise: a compiled step has it inside, and would be compiled in every round.
+    So it does for recurrent layers that `scanned` has no form of.
     """
     if training.compiled and not training.one_rate:
         raise Unfit("a compiled step has the learning rate inside, which local_schedule changes")
     make_model = training.task.make_model
+    try:
+        scanned(make_model())
+    except InputError as error:
+        raise Unfit(str(error)) from None
     mappable = replace(training.task, make_model=lambda: scanned(make_model()))
     objective = replace(training, task=mappable).objective(by_transform)
     step = torch.func.vmap(objective.step)

@@ -47,7 +47,7 @@ _SCALES = {
         "1 is an answer without error; 0 is no better than always giving the mean."
     ),
     "roc_auc": "1 ranks everything rightly, 0.5 is guessing.",
-    "mean_iou": "1 is every pixel right, 0 none of what is looked for.",
+    "iou": "1 is every pixel right, 0 none of what is looked for.",
     "map50": "1 is every object found and nothing else, 0 none.",
 }
 
@@ -104,7 +104,9 @@ def _what(story: Story) -> str:
 
 
 def _labelled(story: Story, population: object) -> str:
-    """Returns how few labels there are, if there are few."""
+    """Returns how few labels there are, if there are few and somebody reads them."""
+    if story.model.answer == "values":
+        return ""
     fraction = float(story.config.get("data", {}).get("labelled_fraction", 1.0))
     if isinstance(population, dict) and "labelled" in population:
         fraction *= population["labelled"] / population["examples"]
@@ -147,7 +149,7 @@ def _stages(story: Story) -> str:
 def _rounds(stage: Stage) -> str:
     done = stage.records[-1].round if stage.records else 0
     count = f"{done} of {stage.rounds}" if done < stage.rounds else f"{done}"
-    return f"{count} rounds of {stage.name}"
+    return f"{count} {'round' if count == '1' else 'rounds'} of {stage.name}"
 
 
 def _how_well(story: Story) -> str:

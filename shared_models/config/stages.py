@@ -177,11 +177,6 @@ class TrainStage(Table):
         return plain and not self.personal and not self.freezes
 
     @property
-    def needs_labels(self) -> bool:
-        """Whether clients train on their labelled examples alone."""
-        return self.kind != "pretrain"
-
-    @property
     def needs_singles(self) -> bool:
         """Whether the aggregator needs every client's update by itself."""
         return self.aggregator not in {"weighted_mean", "clipped_mean"}

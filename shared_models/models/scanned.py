@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from shared_models.errors import InputError
+
 
 class ScannedLstm(nn.Module):
     """What `torch.nn.LSTM` computes, with the same parameters under the same names.
@@ -68,8 +70,13 @@ def _layer(x: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor) -> Ten
 
 
 def scanned(model: nn.Module) -> nn.Module:
-    """Replaces every plain LSTM and RNN inside `model` by its scanned form; returns the model."""
+    """Replaces every LSTM and RNN inside `model` by its scanned form; returns the model.
+
+    Raises `InputError` for one that has no such form.
+    """
     for name, child in model.named_children():
+        if isinstance(child, nn.LSTM | nn.RNN):
+            _require_plain(name, child)
         if isinstance(child, nn.LSTM):
             setattr(model, name, ScannedLstm(child))
         elif isinstance(child, nn.RNN):
@@ -77,3 +84,13 @@ def scanned(model: nn.Module) -> nn.Module:
         else:
             scanned(child)
     return model
+
+
+def _require_plain(name: str, layer: nn.LSTM | nn.RNN) -> None:
+    """Raises `InputError` unless a layer is as the scanned forms take it to be."""
+    odd = layer.bidirectional or layer.proj_size or layer.dropout
+    if not layer.batch_first or not layer.bias or odd:
+        raise InputError(
+            f"layer {name} ({type(layer).__name__}) is not batch_first=True with a bias, in one "
+            "direction and without projection and dropout: it cannot be mapped over clients"
+        )

@@ -7,9 +7,10 @@ section 2.1, PGD: several steps from a random place in the box, each back into i
 
     x <- clip(x + a sign(grad_x L(w, x, y)), x_0 - epsilon, x_0 + epsilon)       a = 2.5 epsilon / K
 
-The box is in units of model input, and images stay between black and white. As in Madry et al. a
-client descends on the perturbed examples alone; Goodfellow et al. mix in the clean ones. Where a
-model keeps running statistics the attack sees those of its batch, and leaves no trace in them.
+The box is in units of model input, and images stay between black (0) and `InputSpec.white`. As in
+Madry et al. a client descends on the perturbed examples alone; Goodfellow et al. mix in the clean
+ones. Where a model keeps running statistics the attack sees those of its batch, and leaves no trace
+in them.
 """
 
 from __future__ import annotations
@@ -77,15 +78,30 @@ def perturbed(
     differentiate.
     """
     inputs, gradient = about
-    low, high = x - how.epsilon, x + how.epsilon
-    if (bounds := _bounds(inputs, x)) is not None:
-        low, high = torch.maximum(low, bounds[0]), torch.minimum(high, bounds[1])
+    low, high = _box(inputs, x, how.epsilon)
     step = how.epsilon * (_REACH / how.steps if how.starts_anywhere else 1.0)
     moved = x if start is None else (x + how.epsilon * start).clamp(low, high)
     for _ in range(how.steps):
         slope, _, _ = gradient(lambda own: (loss_of(own["x"]), {}), {"x": moved})
         moved = (moved + step * slope["x"].sign()).clamp(low, high)
     return moved
+
+
+def _box(inputs: InputSpec, x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Returns how low and how high each number may be moved.
+
+    Examples that are not between black and white themselves are bounded by neither: as input that
+    was standardised before, and spectrograms.
+    """
+    low, high = x - epsilon, x + epsilon
+    if (bounds := _bounds(inputs, x)) is None:
+        return low, high
+    black, white = bounds
+    is_image = ((x >= black) & (x <= white)).flatten(1).all(dim=1).reshape(-1, 1, 1, 1)
+    return (
+        torch.where(is_image, torch.maximum(low, black), low),
+        torch.where(is_image, torch.minimum(high, white), high),
+    )
 
 
 def _bounds(inputs: InputSpec, x: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
+from shared_models.errors import InputError
 from shared_models.objectives import Ground, Objective
 from shared_models.objectives.adversarial import Attack, adversarial
 from shared_models.objectives.denoising import denoising
@@ -19,6 +20,7 @@ from shared_models.objectives.quantized import quantize_aware
 from shared_models.objectives.scaffold import scaffold
 from shared_models.objectives.simclr import simclr
 from shared_models.objectives.simsiam import simsiam
+from shared_models.objectives.supervised import supervised
 from shared_models.quantization import Grid
 
 if TYPE_CHECKING:
@@ -29,10 +31,18 @@ MakeObjective: TypeAlias = Callable[[Ground], Objective]
 
 
 def objective_of(stage: TrainStage, task: Task) -> MakeObjective:
-    """Returns how a stage's objective is made."""
+    """Returns how a stage's objective is made.
+
+    Raises `InputError` where the stage asks for another objective than the task's own.
+    """
     if stage.kind == "pretrain":
         tau = stage.mixing_scale
         return task.objective if tau is None else functools.partial(fedema, tau=tau)
+    if stage.objective != "fedavg" and not stage.student and task.objective is not supervised:
+        raise InputError(
+            f"stages.{stage.name}.objective: {stage.objective!r} cannot be: task {task.name!r} has "
+            "an objective of its own; leave it at 'fedavg'"
+        )
     made: dict[str, MakeObjective] = {
         "fedavg": task.objective,
         "fedprox": functools.partial(fedprox, mu=stage.proximal_mu or 0.0),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from shared_models.errors import InputError, one_line
 from shared_models.inputs import InputSpec
+from shared_models.objectives.supervised import supervised
 from shared_models.task import Task
 from shared_models.tasks.own import file_of
 
@@ -40,8 +41,29 @@ def try_out(name: str, task: Task) -> None:
     with _told(name, shown), torch.no_grad():
         outputs = model(x)
     _check_outputs(name, task, outputs, shown)
+    if task.objective is supervised:  # one of their own may call a model as it likes
+        with _told(name, f"in training, {shown}"):
+            draws = _draws(model, x)
+        _check_draws(name, draws=draws)
     with _told(name, f"{shown} and answered {tuple(outputs.shape)}"):
         _check_measures(task, outputs, task.target(x, y.long()))
+
+
+def _draws(model: nn.Module, x: Tensor) -> bool:
+    """Whether a model in training draws from torch's generator, which no two workers share."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        before = torch.get_rng_state()
+        model.train()(x)
+        return not torch.equal(before, torch.get_rng_state())
+
+
+def _check_draws(name: str, *, draws: bool) -> None:
+    if draws:
+        raise InputError(
+            f"task {name!r}: in training the model draws from torch's generator, as nn.Dropout "
+            "does, so that no two runs would be alike: take Dropout or Gaussian of "
+            "shared_models.noise"
+        )
 
 
 def _check_measures(task: Task, outputs: Tensor, target: Tensor) -> None:
