@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shared_models.labelled import UNLABELLED
 from shared_models.objectives import Batch
 
 if TYPE_CHECKING:
@@ -99,11 +100,13 @@ def _errors(outputs: Tensor, targets: Tensor, y: Tensor) -> Tensor:
 def roc_auc(rows: NDArray[Any]) -> float:
     """Returns how often an example of label 1 has a larger score than one of label 0, ties half.
 
-    `rows` are pairs of score and label; NaN where a label is missing (Hanley and McNeil 1982).
+    `rows` are pairs of score and label, -1 for who has none and is not counted; NaN where one of
+    the two labels is missing (Hanley and McNeil 1982).
 
     >>> roc_auc(np.array([[0.1, 0.0], [0.4, 0.0], [0.4, 1.0], [0.9, 1.0]]))
     0.875
     """
+    rows = rows[rows[:, 1] != UNLABELLED]
     scores, positive = rows[:, 0], rows[:, 1] > 0
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]

@@ -64,6 +64,10 @@ def test_the_area_under_the_curve_is_the_share_of_pairs_in_order() -> None:
     scores, labels = RNG.integers(0, 5, 40).astype(float), RNG.integers(0, 2, 40)
     pairs = [(a > b) + (a == b) / 2 for a in scores[labels == 1] for b in scores[labels == 0]]
     assert roc_auc(np.stack([scores, labels], axis=1)) == pytest.approx(np.mean(pairs))
+    some = np.append(labels, [-1] * 20)  # who has no label is neither usual nor unusual
+    assert roc_auc(np.stack([np.append(scores, RNG.random(20)), some], 1)) == roc_auc(
+        np.stack([scores, labels], 1)
+    )
     assert math.isnan(roc_auc(np.array([[0.1, 0.0], [0.2, 0.0]])))
 
 
