@@ -93,18 +93,21 @@ class Host:
 
     def data_for(self, stage_name: str) -> DataOf:
         """Returns what gives the examples that clients have for a learning stage."""
-        some = self.config.data.labelled_fraction < 1.0 or self._some_lack_labels
-        reads = some and reads_labels(self.config, self.config.stage(stage_name))
+        reads = self._leaves_some_out(self.config.stage(stage_name))
         return self.labelled_of if reads else self.data_of
 
     def taking_part(self, stage: TrainStage) -> tuple[int, ...]:
         """Returns the ids of the clients that have examples for a stage."""
-        fraction, seed = self.config.data.labelled_fraction, self.config.seed
-        some = fraction < 1.0 or self._some_lack_labels
-        if not some or not reads_labels(self.config, stage):
+        if not self._leaves_some_out(stage):
             return self.client_ids
+        fraction, seed = self.config.data.labelled_fraction, self.config.seed
         pairs = zip(self.client_ids, self.labels(self.client_ids), strict=True)
         return tuple(k for k, own in pairs if labelled_count(fraction, seed, k, own))
+
+    def _leaves_some_out(self, stage: TrainStage) -> bool:
+        """Whether a stage trains on labelled examples alone, and there may be others."""
+        some = self.config.data.labelled_fraction < 1.0 or self._some_lack_labels
+        return some and reads_labels(self.config, stage)
 
     def _data_at(self, own: Indices) -> ClientData:
         split = self.dataset.train

@@ -184,16 +184,16 @@ def of_stage(population: Population, config: Config, stage: TrainStage) -> Popul
     return replace(population, client_ids=ids, examples=examples, node_of=node_of, labelled=())
 
 
-def few_labelled(whole: Population, own: Population, stage: TrainStage) -> tuple[str, ...]:
+def few_labelled(whole: Population, own: Population, stage: TrainStage) -> str:
     """Returns a note where a round trains fewer clients than asked for, because few have labels.
 
-    `own` is what `of_stage` makes of the `whole` population.
+    `own` is what `of_stage` makes of the `whole` population. Empty where as many train as asked.
     """
     wanted, found = min(stage.clients_per_round, len(whole)), len(own)
     if found >= wanted:
-        return ()
+        return ""
     told = f"{found} of {len(whole)} clients have a label, so that a round has {found}"
-    return (f"stage {stage.name!r} asks for {wanted} clients a round; {told}",)
+    return f"stage {stage.name!r} asks for {wanted} clients a round; {told}"
 
 
 def no_labels(config: Config, stage: TrainStage) -> InputError:

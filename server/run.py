@@ -97,10 +97,7 @@ def _made(folder: RunFolder, stage: TrainStage) -> Arrays:
 def _run_stage(run: Run, stage: TrainStage, first: Beginning, latest: Checkpoint | None) -> Arrays:
     population = _population(run)
     _write_manifest(run, population)
-    own = of_stage(population, run.config, stage)
-    for note in few_labelled(population, own, stage):
-        run.observe(Notice(note))
-    population = own
+    population = _taking_part(run, stage, population)
     if latest is not None and latest.population != population.client_ids:
         raise _changed("clients", len(latest.population), len(population))
     _require_connected(stage, population, stage.min_clients)
@@ -110,6 +107,13 @@ def _run_stage(run: Run, stage: TrainStage, first: Beginning, latest: Checkpoint
     about = replace(kept_on_nodes(about, run.transport.run_id), given=first.extras)
     _require_connected(stage, population, quorum(about))
     return run_stage(run, about, first.params, latest)
+
+
+def _taking_part(run: Run, stage: TrainStage, population: Population) -> Population:
+    own = of_stage(population, run.config, stage)
+    if note := few_labelled(population, own, stage):
+        run.observe(Notice(note))
+    return own
 
 
 def _require_connected(stage: TrainStage, population: Population, quorum: int) -> None:

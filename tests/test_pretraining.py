@@ -295,7 +295,7 @@ def test_clients_without_labels_take_no_part_where_they_are_needed() -> None:
     assert 0 < len(few) < len(population)
     assert few.client_ids == host.taking_part(finetune)
     crowd = finetune.model_copy(update={"clients_per_round": 1000})
-    (note,) = few_labelled(population, few, crowd)
+    note = few_labelled(population, few, crowd)
     assert f"asks for {len(population)} clients a round; {len(few)} of" in note
     assert not few_labelled(population, few, crowd.model_copy(update={"clients_per_round": 1}))
     assert all(len(host.data_for("finetune")(k).y) == n for k, n in few.examples_of.items())

@@ -59,6 +59,10 @@ def test_who_taught_the_model_and_how_few_labels_there_are_is_said(folder: Path)
     said = headline(replace(story, stages=stages, config=few))[0]
     assert "digits-small, a model of 8,714 parameters that digits-cnn taught, was trained" in said
     assert "Of the examples 0.5 % have a label." in said
+    nobody_reads = replace(story, config=few, model=replace(story.model, answer="values"))
+    assert "have a label" not in headline(nobody_reads)[0]
+    once = replace(story, stages=(replace(story.stages[0], rounds=1),))
+    assert ", in 1 round of train." in headline(once)[0]
 
 
 def test_what_the_model_takes_and_says(folder: Path) -> None:

@@ -148,8 +148,8 @@ def _stages(story: Story) -> str:
 
 def _rounds(stage: Stage) -> str:
     done = stage.records[-1].round if stage.records else 0
-    count = f"{done} of {stage.rounds}" if done < stage.rounds else f"{done}"
-    return f"{count} {'round' if count == '1' else 'rounds'} of {stage.name}"
+    before = f"{done} of " if done < stage.rounds else ""
+    return f"{before}{plural(stage.rounds, 'round')} of {stage.name}"
 
 
 def _how_well(story: Story) -> str:
